@@ -1,0 +1,140 @@
+"""What an action vector means: fields, units, bounds and how it moves a pose, one table row for each modality."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import ArrayLike
+
+from astra_env import geometry
+
+
+@dataclass(frozen=True)
+class ActionModality:
+    """One kind of action.
+
+    The first six fields are a motion of a pose (translation in metres, roll pitch yaw in radians, both about the axes
+    of ``frame``); the others are absolute commands.
+    """
+
+    name: str
+    fields: tuple[str, ...]
+    units: tuple[str, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    rate_hz: float
+    """Actions in a second."""
+    frame: str
+    """The coordinate frame that motions are expressed in."""
+    absolute: tuple[str, ...] = ()
+    """Fields that set a value instead of changing one."""
+    keys: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    """Key name -> (field, share of its upper bound) for interactive play; an absolute field is toggled."""
+
+    @property
+    def action_dim(self) -> int:
+        """Length A of an action vector."""
+        return len(self.fields)
+
+    def to_json(self) -> dict[str, Any]:
+        """The convention that a checkpoint records: names, units, bounds, rate and frame."""
+        return {
+            "fields": list(self.fields),
+            "units": list(self.units),
+            "low": list(self.low),
+            "high": list(self.high),
+            "rate_hz": self.rate_hz,
+            "frame": self.frame,
+        }
+
+    def space(self) -> gymnasium.spaces.Box:
+        """The Gymnasium space of one action, float32 (A,)."""
+        low, high = np.array(self.low, dtype=np.float32), np.array(self.high, dtype=np.float32)
+        return gymnasium.spaces.Box(low, high, dtype=np.float32)
+
+    def validate(self, action: ArrayLike, *, clip: bool = False) -> np.ndarray:
+        """Check actions (..., A) and return them as float32; ``clip`` moves values into the bounds instead of refusing them."""
+        array = np.asarray(action)
+        if array.dtype.kind not in "fiu":
+            raise ValueError(f"{self.name} action has dtype {array.dtype}, expected numbers.")
+        if array.ndim < 1 or array.shape[-1] != self.action_dim:
+            raise ValueError(f"{self.name} action has shape {array.shape}, expected (..., {self.action_dim}): {self.fields}.")
+        array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise ValueError(f"{self.name} action holds a value that is not finite: {array}.")
+        low, high = np.array(self.low, dtype=np.float32), np.array(self.high, dtype=np.float32)
+        if clip:
+            return np.clip(array, low, high)
+        outside = ((array < low) | (array > high)).reshape(-1, self.action_dim).any(axis=0)
+        if outside.any():
+            index = int(outside.argmax())
+            raise ValueError(
+                f"{self.name} action leaves the bounds [{low[index]:g}, {high[index]:g}] of {self.fields[index]}: "
+                f"{array[..., index]}; pass clip=True to clip it."
+            )
+        return array
+
+    def split(self, actions: ArrayLike, n: int) -> np.ndarray:
+        """Share each action (..., A) out over ``n`` equal parts (..., n, A): changes are divided, absolute values repeated."""
+        parts = np.repeat(np.asarray(actions, dtype=np.float32)[..., None, :], n, axis=-2)
+        return np.where(self._is_absolute(), parts, parts / n).astype(np.float32)
+
+    def combine(self, actions: ArrayLike) -> np.ndarray:
+        """One action (..., A) from consecutive parts (..., n, A): changes are added, the last absolute value holds."""
+        parts = np.asarray(actions, dtype=np.float32)
+        return np.where(self._is_absolute(), parts[..., -1, :], parts.sum(axis=-2)).astype(np.float32)
+
+    def integrate(self, pose: ArrayLike, actions: ArrayLike) -> np.ndarray:
+        """Poses (T + 1, 4, 4) that actions (T, A) lead through from ``pose`` (4, 4)."""
+        poses = [np.asarray(pose, dtype=np.float64)]
+        for action in np.asarray(actions, dtype=np.float64):
+            rotation = geometry.rpy_to_matrix(action[3:6]) @ poses[-1][:3, :3]
+            poses.append(geometry.make_pose(rotation, poses[-1][:3, 3] + action[:3]))
+        return np.stack(poses)
+
+    def from_poses(self, poses: ArrayLike, absolute: ArrayLike) -> np.ndarray:
+        """Actions (T - 1, A) that lead through ``poses`` (T, 4, 4); ``absolute`` (T,) or (T, n) are the absolute fields.
+
+        ``actions[t]`` leads from pose t to pose t + 1 and holds the absolute values of frame t + 1.
+        """
+        poses = np.asarray(poses, dtype=np.float64)
+        absolute = np.asarray(absolute, dtype=np.float64).reshape(len(poses), -1)
+        motion = poses[1:, :3, 3] - poses[:-1, :3, 3]
+        turn = geometry.matrix_to_rpy(poses[1:, :3, :3] @ np.swapaxes(poses[:-1, :3, :3], -1, -2))
+        return np.concatenate([motion, turn, absolute[1:]], axis=-1).astype(np.float32)
+
+    def _is_absolute(self) -> np.ndarray:
+        return np.array([name in self.absolute for name in self.fields])
+
+
+ACTION_MODALITIES: dict[str, ActionModality] = {
+    "end_effector": ActionModality(
+        name="end_effector",
+        fields=("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"),
+        units=("m", "m", "m", "rad", "rad", "rad", "0 open .. 1 closed"),
+        low=(-0.05, -0.05, -0.05, -0.25, -0.25, -0.25, 0.0),
+        high=(0.05, 0.05, 0.05, 0.25, 0.25, 0.25, 1.0),
+        rate_hz=5.0,
+        frame="robot base: x forward, y left, z up",
+        absolute=("gripper",),
+        keys={
+            "w": ("dx", 1.0),
+            "s": ("dx", -1.0),
+            "a": ("dy", 1.0),
+            "d": ("dy", -1.0),
+            "r": ("dz", 1.0),
+            "f": ("dz", -1.0),
+            "q": ("droll", -1.0),
+            "e": ("droll", 1.0),
+            "up": ("dpitch", 1.0),
+            "down": ("dpitch", -1.0),
+            "left": ("dyaw", 1.0),
+            "right": ("dyaw", -1.0),
+            "space": ("gripper", 1.0),
+        },
+    ),
+}

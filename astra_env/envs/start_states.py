@@ -1,0 +1,43 @@
+"""Start states: short recorded clips with their actions, from which imagined episodes begin."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+FILE_NAME = "start_states.npz"
+
+
+@dataclass(frozen=True)
+class StartStates:
+    """K clips: frames uint8 (K, 4 P + 1, H, W, 3) and the actions float32 (K, P, A) between them, physical units."""
+
+    frames: np.ndarray
+    actions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> StartStates:
+        """Read an npz file, or the one inside a checkpoint folder."""
+        file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                return cls(arrays["frames"], arrays["actions"])
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"There are no start states at {file}; expected an npz of frames and actions."
+            ) from None
+        except (BadZipFile, KeyError, ValueError, EOFError) as error:
+            raise ValueError(f"{file} is not an npz of frames and actions ({error}); write it with save().") from error
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the file into a checkpoint folder."""
+        partial = Path(folder) / ("partial-" + FILE_NAME)
+        np.savez_compressed(partial, frames=self.frames, actions=self.actions)
+        os.replace(partial, Path(folder) / FILE_NAME)

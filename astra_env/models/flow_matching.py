@@ -1,0 +1,39 @@
+"""Flow matching: x_sigma = (1 - sigma) x0 + sigma noise, velocity = noise - x0, Euler steps from sigma 1 to 0.
+
+The schedule is the shifted one of Wan and Astra (arXiv 2512.08931, section 3): sigma <- s sigma / (1 + (s - 1) sigma).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+def shifted_sigmas(num_inference_steps: int, shift: float = 3.0) -> Tensor:
+    """Noise levels from 1 to 0, float32 (num_inference_steps + 1,); a shift above 1 spends the steps at high noise."""
+    if num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps is {num_inference_steps}, expected 1 or more.")
+    sigmas = torch.linspace(1.0, 0.0, num_inference_steps + 1)
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+def add_noise(latents: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """Interpolate latents (B, ...) towards noise by sigma (B,) or a shape that broadcasts."""
+    sigma = sigma.reshape(sigma.shape + (1,) * (latents.ndim - sigma.ndim))
+    return (1 - sigma) * latents + sigma * noise
+
+
+def denoise(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, sigmas: Tensor) -> Tensor:
+    """Integrate velocity(latents, sigma) from noise down the given sigmas with Euler steps."""
+    latents = noise
+    for sigma, next_sigma in pairwise(sigmas):
+        latents = latents + (next_sigma - sigma) * velocity(latents, sigma)
+    return latents
+
+
+def sample_training_sigmas(num: int, generator: torch.Generator, *, mean: float = 0.7, std: float = 1.2) -> Tensor:
+    """Logit-normal noise levels (num,); a positive mean favours high noise, where the motion is decided."""
+    return torch.sigmoid(mean + std * torch.randn(num, generator=generator, device=generator.device))

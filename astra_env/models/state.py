@@ -1,0 +1,113 @@
+"""WorldState: all that a batch of worlds needs to continue, as one immutable value."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from astra_env.models.autoencoder import Cache
+from astra_env.models.history import HistoryLayout
+
+
+@dataclass(frozen=True)
+class WorldState:
+    """B worlds. Noise is a function of `seeds` and `num_steps`, so nothing else is needed to continue exactly."""
+
+    latents: Tensor  # (B, C, S, h, w): the history's slots, oldest first; the last is the newest latent
+    actions: Tensor  # (B, S, A): normalised action that led to each slot
+    action_present: Tensor  # (B, S): 1 where that action is known
+    lengths: Tensor  # long (B,): latents seen, the first included
+    undecoded: Tensor  # long (B,): newest latents that the decoder has not seen
+    seeds: Tensor  # long (B,)
+    num_steps: Tensor  # long (B,): chunks imagined
+    decoder_cache: Cache  # tensors with B rows
+    modality: tuple[str, ...]  # one name a row
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    @property
+    def newest(self) -> Tensor:
+        """The newest latent of each world (B, C, h, w)."""
+        return self.latents[:, :, -1]
+
+    def _map(self, function: Any) -> dict[str, Any]:
+        values: dict[str, Any] = {f.name: function(getattr(self, f.name)) for f in fields(self)[:-2]}
+        values["decoder_cache"] = tuple(function(entry) for entry in self.decoder_cache)
+        return values
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> WorldState:
+        """The chosen worlds; an integer keeps the batch dimension."""
+        index = torch.arange(len(self))[[rows] if isinstance(rows, int) else rows]
+        return WorldState(
+            **self._map(lambda t: t[index.to(t.device)]), modality=tuple(self.modality[i] for i in index.tolist())
+        )
+
+    def repeat(self, n: int) -> WorldState:
+        """Each world n times in a row: (B n) worlds."""
+        index = torch.arange(len(self)).repeat_interleave(n)
+        return self[index]
+
+    @staticmethod
+    def cat(states: Sequence[WorldState]) -> WorldState:
+        """Worlds of several states in one batch."""
+        values: dict[str, Any] = {
+            f.name: torch.cat([getattr(state, f.name) for state in states]) for f in fields(WorldState)[:-2]
+        }
+        caches = zip(*(state.decoder_cache for state in states), strict=True)
+        return WorldState(
+            **values,
+            decoder_cache=tuple(torch.cat(entries) for entries in caches),
+            modality=tuple(name for state in states for name in state.modality),
+        )
+
+    def detach(self) -> WorldState:
+        """The same worlds without the graph of gradients."""
+        return WorldState(**self._map(Tensor.detach), modality=self.modality)
+
+    def advance(self, latents: Tensor, actions: Tensor, layout: HistoryLayout) -> WorldState:
+        """The worlds after latents (B, C, n, h, w) were generated under normalised actions (B, n, A)."""
+        n = latents.shape[2]
+        return replace(
+            self,
+            latents=layout.push(self.latents, latents, dim=2),
+            actions=layout.push(self.actions, actions, dim=1),
+            action_present=layout.push(self.action_present, torch.ones_like(actions[:, :, 0]), dim=1),
+            lengths=self.lengths + n,
+            undecoded=self.undecoded + n,
+            num_steps=self.num_steps + 1,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file, exact, with the names in its JSON header."""
+        path = Path(path)
+        tensors = self._map(lambda t: t.detach().cpu().contiguous().clone())
+        cache = tensors.pop("decoder_cache")
+        tensors |= {f"decoder_cache.{index}": entry for index, entry in enumerate(cache)}
+        partial = path.with_name(path.name + ".partial")
+        save_file(tensors, partial, metadata={"world_state": json.dumps({"modality": self.modality})})
+        os.replace(partial, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> WorldState:
+        """Read what `save` wrote; ValueError when the file is not a whole WorldState."""
+        try:
+            with safe_open(path, "pt") as file:
+                modality = tuple(json.loads(file.metadata()["world_state"])["modality"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            count = sum(name.startswith("decoder_cache.") for name in tensors)
+            cache = tuple(tensors.pop(f"decoder_cache.{index}") for index in range(count))
+            return WorldState(**tensors, decoder_cache=cache, modality=modality)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"There is no world state at {path}; expected a file that save() wrote.") from None
+        except (SafetensorError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a whole WorldState file ({error}); save the state again.") from error

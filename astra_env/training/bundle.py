@@ -1,0 +1,23 @@
+"""What a checkpoint folder holds besides weights: start states from held-out episodes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from astra_env.envs.start_states import StartStates
+from astra_env.training.episodes import Episodes
+
+NUM_CHUNKS = 4  # of known history before an episode begins
+
+
+def write_start_states(heldout: Episodes, folder: str | os.PathLike[str], *, count: int = 48) -> None:
+    """Short clips with their actions, from evenly chosen held-out episodes at different times of them."""
+    count = min(count, len(heldout))
+    latest = heldout.actions.shape[1] - NUM_CHUNKS
+    picked = [(index * len(heldout) // count, index * 5 % (latest + 1)) for index in range(count)]
+    frames = [heldout.frames[e, 4 * t : 4 * (t + NUM_CHUNKS) + 1] for e, t in picked]
+    actions = [heldout.actions[e, t : t + NUM_CHUNKS] for e, t in picked]
+    StartStates(torch.stack(frames).numpy(), torch.stack(actions).numpy()).save(Path(folder))

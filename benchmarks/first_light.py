@@ -1,0 +1,150 @@
+"""What the bundled world must show: it predicts held-out episodes, follows every single action, is fast and stays whole.
+
+Everything is measured on held-out episodes, with fixed seeds, and written to one JSON file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.imagination import (
+    DIRECTIONS,
+    START,
+    Bench,
+    action_following,
+    follow,
+    load_bench,
+    open_loop,
+    open_loop_frames,
+    recorded_frames,
+)
+from benchmarks.metrics import PerceptualFeatures, psnr
+from benchmarks.pose_estimator import PoseEstimator, estimator_report, trained_pose_estimator
+from benchmarks.runtime import latency, machine, rollout_report
+
+GUIDANCE_DIRECTIONS = tuple(entry for entry in DIRECTIONS if entry[0] in (0, 1, 2, 6))
+GUIDANCE_SCALES, STEP_COUNTS = (1.0, 1.5, 2.0, 3.0), (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured; the defaults take about ten minutes on two cores."""
+
+    episodes: int = 200
+    perceptual_episodes: int = 64
+    starts: int = 50
+    guidance_starts: int = 20
+    guidance_episodes: int = 50
+    latency_steps: int = 200
+    rollouts: int = 4
+    rollout_steps: int = 200
+    estimator_steps: int = 2000
+    estimator_episodes: int = 1000
+
+
+QUICK = Sizes(8, 4, 3, 2, 2, 3, 1, 12, 4, 4)
+
+
+def sampling_table(bench: Bench, estimator: PoseEstimator, name: str, sizes: Sizes) -> list[dict[str, Any]]:
+    """Quality, obedience and time of every guidance scale at the default steps, and of every number of steps."""
+    default = bench.world_model.sampling.num_inference_steps
+    settings = dict.fromkeys([(default, g) for g in GUIDANCE_SCALES] + [(n, 1.0) for n in STEP_COUNTS])
+    rows = torch.arange(min(sizes.guidance_episodes, len(bench.heldout)))
+    truth, table = recorded_frames(bench, rows), []
+    for num_steps, scale in tqdm(settings, desc="guidance and steps", unit="setting"):
+        sampling = {"num_inference_steps": num_steps, "guidance_scale": scale}
+        video = open_loop_frames(bench, rows, rows, **sampling)
+        followed = [
+            follow(bench, estimator, entry, sizes.guidance_starts, **sampling) for entry in GUIDANCE_DIRECTIONS
+        ]
+        measured = [entry for entry in followed if entry["num_starts"]]
+        table.append(
+            {
+                **sampling,
+                "right_way": float(np.mean([entry["right_way"] for entry in measured])),
+                "half_way": float(np.mean([entry["half_way"] for entry in measured])),
+                "psnr_1": psnr(video[:, :4], truth[:, :4]),
+                f"psnr_{bench.horizon}": psnr(video[:, -4:], truth[:, -4:]),
+                "ms_per_env_step": latency(name, max(10, sizes.latency_steps // 4), **sampling)["median_ms"],
+            }
+        )
+    return table
+
+
+@torch.no_grad()
+def contact_frames(bench: Bench, count: int = 6) -> tuple[Tensor, Tensor]:
+    """Evenly spaced held-out episodes, recorded and imagined: uint8 (K, 1 + horizon, H, W, 3), one frame a step."""
+    rows = torch.linspace(0, len(bench.heldout) - 1, min(count, len(bench.heldout))).long()
+    start = bench.heldout.frames[rows, 4 * START, None]
+    real, imagined = recorded_frames(bench, rows), open_loop_frames(bench, rows, rows)
+    return torch.cat([start, real[:, 3::4]], dim=1), torch.cat([start, imagined[:, 3::4]], dim=1)
+
+
+def rounded(value: Any) -> Any:
+    """The same JSON value with numbers of five significant digits, and None for what is not finite."""
+    if isinstance(value, dict):
+        return {str(key): rounded(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(entry) for entry in value]
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if np.isfinite(value) else None
+    return value
+
+
+def write_json(path: Path, results: dict[str, Any]) -> None:
+    """The file appears under its name only when complete."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
+@torch.no_grad()
+def first_light(
+    data: str | os.PathLike[str], world_model: str, out: Path, sizes: Sizes
+) -> tuple[dict[str, Any], Bench]:
+    """Measure everything, write the results to out, and return them with what they were measured on."""
+    features = PerceptualFeatures()
+    bench = load_bench(data, world_model, sizes.episodes)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with torch.enable_grad():
+        estimator = trained_pose_estimator(
+            data,
+            out.with_name("pose_estimator.safetensors"),
+            steps=sizes.estimator_steps,
+            episodes=sizes.estimator_episodes,
+        )
+    parts = {
+        "latency": lambda: {str(n): latency(world_model, sizes.latency_steps, n) for n in (2, 1)},
+        "open_loop": lambda: open_loop(bench, features, sizes.perceptual_episodes),
+        "pose_estimator": lambda: estimator_report(
+            estimator, bench.heldout.frames, bench.poses, bench.world_model.autoencoder
+        ),
+        "action_following": lambda: action_following(bench, estimator, sizes.starts),
+        "sampling": lambda: sampling_table(bench, estimator, world_model, sizes),
+        "long_rollout": lambda: rollout_report(
+            world_model, features, bench.heldout.frames, sizes.rollouts, sizes.rollout_steps
+        ),
+    }
+    results: dict[str, Any] = {
+        "world_model": Path(world_model).name,
+        "default_sampling": dataclasses.asdict(bench.world_model.sampling),
+        "dtype": str(bench.world_model.transformer.head.weight.dtype).removeprefix("torch."),
+        "data": "held-out episodes, never trained on",
+        "machine": machine(),
+        "sizes": dataclasses.asdict(sizes),
+    }
+    for name, measure in tqdm(parts.items(), desc="first light", unit="part"):
+        results[name] = measure()
+    results = rounded(results)
+    write_json(out, results)
+    return results, bench

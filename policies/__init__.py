@@ -1,0 +1,1 @@
+"""Agents: policies that act in an environment by planning in its world model or by learning in it."""

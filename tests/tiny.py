@@ -1,0 +1,136 @@
+"""The real classes at tiny size, for tests: 32x32 frames, width 32, two blocks, two heads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from astra_env.actions import ACTION_MODALITIES
+from astra_env.envs.start_states import StartStates
+from astra_env.models import WorldModel
+from astra_env.models.autoencoder import TinyAutoencoder
+from astra_env.models.history import HistoryLayout
+from astra_env.models.reward_model import RewardModel
+from astra_env.models.transformer import AstraTransformer, TransformerConfig
+
+LAYOUT = HistoryLayout(num_4x=4, num_2x=2, num_1x=1)  # slots: first | 1 2 3 4 | 5 6 | 7
+MODALITY = "end_effector"
+SIZE = 32
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    """A fresh generator."""
+    return torch.Generator().manual_seed(seed)
+
+
+def perturb(module: nn.Module, seed: int = 0, scale: float = 0.1) -> None:
+    """Move every weight a little, so that what starts at zero (gates, experts, head) takes part."""
+    generator = seeded(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def tiny_transformer(*, perturbed: bool = True, **changes: Any) -> AstraTransformer:
+    """Fresh weights from seed 0; changes are fields of TransformerConfig."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "action_dims": {MODALITY: 7},
+        "dim": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "ffn_dim": 64,
+        "history": LAYOUT,
+    }
+    transformer = AstraTransformer(TransformerConfig(**sizes | changes)).requires_grad_(False)
+    if perturbed:
+        perturb(transformer)
+    return transformer
+
+
+def tiny_world_model(*, perturbed: bool = True, size: int = SIZE, **changes: Any) -> WorldModel:
+    """A whole world model on the CPU in float32, frozen."""
+    transformer = tiny_transformer(perturbed=perturbed, **changes)
+    autoencoder = {"dim": 16, "coarse_dim": 16}
+    world_model = WorldModel(
+        TinyAutoencoder(**autoencoder),
+        transformer,
+        frame_size=(size, size),
+        autoencoder_config={"type": "tiny", **autoencoder},
+    )
+    return world_model.eval().requires_grad_(False)
+
+
+def random_frames(batch: int, num: int, size: int = SIZE, seed: int = 0) -> Tensor:
+    """Random frames uint8 (B, T, H, W, 3)."""
+    return torch.randint(256, (batch, num, size, size, 3), generator=seeded(seed), dtype=torch.uint8)
+
+
+def random_actions(*shape: int, seed: int = 0) -> Tensor:
+    """Random end-effector actions float32 (*shape, 7) inside the bounds."""
+    modality = ACTION_MODALITIES[MODALITY]
+    low, high = torch.tensor(modality.low), torch.tensor(modality.high)
+    return low + (high - low) * torch.rand(*shape, 7, generator=seeded(seed))
+
+
+def save_checkpoint(folder: Path, *, num_starts: int = 3) -> Path:
+    """A whole tiny checkpoint: world model, reward head and start states of nine frames."""
+    tiny_world_model().save_pretrained(folder)
+    torch.manual_seed(0)
+    RewardModel(dim=8, latent_size=SIZE // 8).save(folder)
+    frames, actions = random_frames(num_starts, 9), random_actions(num_starts, 2)
+    StartStates(frames.numpy(), actions.numpy()).save(folder)
+    return folder
+
+
+def write_episode(path: Path, split: str, *, num_chunks: int = 6, size: int = 64, seed: int = 0) -> None:
+    """One recorded episode: a square whose place in the picture sums up the actions' dx and dy."""
+    rng = np.random.default_rng(seed)
+    modality = ACTION_MODALITIES[MODALITY]
+    actions = rng.uniform(modality.low, modality.high, (num_chunks, 7)).astype(np.float32)
+    num_frames = 4 * num_chunks + 1
+    shifts = np.concatenate([np.zeros((1, 2)), np.repeat(actions[:, :2] / 4, 4, axis=0).cumsum(0)])
+    poses = np.tile(np.eye(4, dtype=np.float32), (num_frames, 1, 1))
+    poses[:, :2, 3] = shifts
+    frames = np.full((num_frames, size, size, 3), 40, np.uint8)
+    for frame, (x, y) in zip(frames, np.clip(size / 2 - 4 + 100 * shifts, 0, size - 8).astype(int), strict=True):
+        frame[x : x + 8, y : y + 8] = (220, 60, 60)
+    reward = rng.random(num_chunks + 1).astype(np.float32)
+    meta = {
+        "task": "lift",
+        "text": "lift the red cube",
+        "behaviour": "random",
+        "seed": seed,
+        "split": split,
+        "fps": 20,
+        "chunk_frames": 4,
+        "modality": MODALITY,
+        **modality.to_json(),
+        "simulator": {"name": "synthetic"},
+    }
+    np.savez_compressed(
+        path,
+        frames=frames,
+        actions=actions,
+        measured_poses=poses,
+        commanded_poses=poses,
+        gripper=np.zeros(num_frames, np.float32),
+        reward=reward,
+        success=reward > 0.7,
+        objects=np.zeros((num_frames, 1, 3), np.float32),
+        meta=np.array(json.dumps(meta)),
+    )
+
+
+def write_dataset(root: Path, *, num_train: int = 3, num_heldout: int = 2, **changes: Any) -> Path:
+    """A recorded dataset of synthetic episodes."""
+    root.mkdir(parents=True, exist_ok=True)
+    splits = ["train"] * num_train + ["heldout"] * num_heldout
+    for index, split in enumerate(splits):
+        write_episode(root / f"episode_{index:05d}.npz", split, seed=index, **changes)
+    return root
