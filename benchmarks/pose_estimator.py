@@ -8,6 +8,7 @@ and the gripper from 0 open to 1 closed.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from astra_env.datasets.recorded import RecordedDataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -22,7 +24,6 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from astra_env import geometry
-from astra_env.datasets.recorded import RecordedDataset
 from astra_env.models.autoencoder import VideoAutoencoder
 
 POSE_FIELDS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
@@ -69,13 +70,16 @@ def load_frames(root: str | os.PathLike[str], split: str, limit: int) -> tuple[T
 class PoseEstimator(nn.Module):
     """Frames uint8 (B, H, W, 3) -> poses (B, 7). The sides of a frame are multiples of 16."""
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, dim: int = 32, size: int = 64) -> None:
         super().__init__()
-        widths = (3, dim, 2 * dim, 3 * dim, 4 * dim)
-        layers: list[nn.Module] = []
-        for narrow, wide in zip(widths, widths[1:], strict=False):
+        widths = (dim, 2 * dim, 3 * dim, 4 * dim)
+        layers: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(12, dim, 3, padding=1), nn.ReLU()]
+        for narrow, wide in itertools.pairwise(widths):
             layers += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1), nn.ReLU()]
-            layers += [nn.Conv2d(wide, wide, 3, padding=1), nn.ReLU()]
+        layers += [nn.Conv2d(widths[-1], widths[-1], 3, padding=1), nn.ReLU()]
         features = widths[-1] * (size // 16) ** 2
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, 256), nn.ReLU(), nn.Linear(256, 7))
         self.register_buffer("mean", torch.zeros(7))
@@ -83,7 +87,7 @@ class PoseEstimator(nn.Module):
 
     def from_pixels(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) in [-1, 1] -> poses in units of the scale about the mean."""
-        return self.layers(pixels.contiguous(memory_format=torch.channels_last))
+        return self.layers(pixels)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Poses in metres, radians and 0 to 1."""
@@ -100,15 +104,15 @@ def soften(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return pixels * (0.95 + 0.1 * amount[2]) + 0.05 * amount[3] * noise
 
 
-def fit_pose_estimator(frames: Tensor, poses: Tensor, steps: int, batch_size: int = 128) -> PoseEstimator:
+def fit_pose_estimator(frames: Tensor, poses: Tensor, steps: int, batch_size: int = 64) -> PoseEstimator:
     """Train on frames (K, H, W, 3) and poses (K, 7); the same input gives the same network."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = PoseEstimator(size=frames.shape[1]).to(memory_format=torch.channels_last)
+        model = PoseEstimator(size=frames.shape[1])
     model.mean.copy_(poses.mean(0))
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in tqdm(range(steps), desc="pose estimator", unit="step", mininterval=2):
         index = torch.randint(len(frames), (batch_size,), generator=generator)
         pixels = soften(frames[index].movedim(-1, 1).float() / 127.5 - 1, generator)

@@ -130,7 +130,9 @@ def _runtime(results: dict[str, Any]) -> str:
         [f"step {e['step']}", number(e["sharpness"]), number(e["feature_distance"], 3), number(e["latent_std"])]
         for e in rollout["imagined"]
     ]
-    rows.append(["real frames", number(rollout["real"]["sharpness"]), number(rollout["real"]["feature_distance"], 3), "–"])
+    rows.append(
+        ["real frames", number(rollout["real"]["sharpness"]), number(rollout["real"]["feature_distance"], 3), "–"]
+    )
     growth = [value for value in rollout["memory_growth_mb"] if value is not None]
     memory = f"memory grows by at most {max(growth):.1f} MB" if growth else "memory is not measured on this system"
     finite = "all latents are finite" if rollout["finite"] else "some latents are not finite"
@@ -149,7 +151,9 @@ def update_readme(path: str | os.PathLike[str], results: dict[str, Any]) -> None
     path = Path(path)
     text = path.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"{path} needs one line {BEGIN} and after it one line {END}; add them where the table belongs.")
+        raise ValueError(
+            f"{path} needs one line {BEGIN} and after it one line {END}; add them where the table belongs."
+        )
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     partial = path.with_name(path.name + ".partial")
     partial.write_text(f"{before}{BEGIN}\n{render_table(results)}\n{END}{after}")

@@ -1,4 +1,4 @@
-"""The environment at work: time of a step, memory and picture quality of long episodes, and the machine that ran them."""
+"""The environment at work: time of a step, memory and picture quality of long episodes, and the machine."""
 
 from __future__ import annotations
 

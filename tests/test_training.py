@@ -202,6 +202,22 @@ def test_walkers_continue_on_what_the_model_imagined(world):
         assert not torch.equal(after["slots"][:, :, -1], latents[before["episode"], before["time"] + 1])
 
 
+def test_training_and_inference_see_the_same_history(world):
+    world_model, episodes, latents, *_ = world
+    actions = world_model.normalise(episodes.actions, (MODALITY,) * 3)
+    recipe = Recipe(batch_size=6, single_latent=0, history_action_dropout=0)
+    walkers = Walkers(world_model, latents, actions, recipe)
+    walkers.restart(seeded())
+    for row in range(6):
+        episode, time = int(walkers.state["episode"][row]), int(walkers.state["time"][row])
+        frames, past = episodes.frames[[episode], : 4 * time + 1], episodes.actions[[episode], :time]
+        state = world_model.init_state(frames, MODALITY, actions=past)
+        torch.testing.assert_close(state.latents[0], walkers.state["slots"][row])
+        torch.testing.assert_close(state.actions[0], walkers.state["past"][row])
+        assert torch.equal(state.action_present[0], walkers.state["present"][row])
+        assert state.lengths[0] == walkers.state["lengths"][row]
+
+
 def test_validation_compares_true_actions_with_another_episodes(world):
     world_model, _, _, heldout, heldout_latents = world
     report = open_loop_psnr(world_model, heldout_latents, heldout, num_episodes=2)

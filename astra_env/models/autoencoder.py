@@ -35,6 +35,12 @@ def pad_to_latents(frames: Tensor) -> Tensor:
     return torch.cat([frames[:, :1].expand(-1, missing, -1, -1, -1), frames], dim=1)
 
 
+def check_size(height: int, width: int) -> None:
+    """ValueError for frames that latents cannot cover."""
+    if height % SPATIAL_COMPRESSION or width % SPATIAL_COMPRESSION:
+        raise ValueError(f"Frames are {height}x{width}, expected multiples of {SPATIAL_COMPRESSION}; resize them first.")
+
+
 class VideoAutoencoder(nn.Module):
     """Interface. Latents have unit variance; `decode` continues the stream that its cache remembers."""
 
@@ -182,8 +188,7 @@ class TinyAutoencoder(VideoAutoencoder):
     def raw_latents(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 4 T, 3, H, W) -> latents (B, T, C, h, w) before normalisation."""
         height, width = pixels.shape[-2:]
-        if height % SPATIAL_COMPRESSION or width % SPATIAL_COMPRESSION:
-            raise ValueError(f"Frames are {height}x{width}, expected multiples of 8; resize them first.")
+        check_size(height, width)
         sizes = ((self.dim, 4), (self.coarse_dim, 8))
         cache = tuple(pixels.new_zeros(len(pixels), dim, height // s, width // s) for dim, s in sizes)
         return self.encoder(pixels, cache)[0]
@@ -226,6 +231,7 @@ class WanAutoencoder(VideoAutoencoder):
 
     def encode(self, frames: Tensor) -> Tensor:
         """See `VideoAutoencoder.encode`; the posterior's mean, normalised per channel."""
+        check_size(*frames.shape[2:4])
         padded = pad_to_latents(frames)[:, TEMPORAL_COMPRESSION - 1 :]
         latents = self.vae.encode(frames_to_pixels(padded).transpose(1, 2)).latent_dist.mean
         return (latents - self.latent_mean[:, None, None, None]) / self.latent_std[:, None, None, None]

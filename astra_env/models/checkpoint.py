@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import load_state_dict_from_file, save_torch_state_dict
+from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from astra_env.actions import ACTION_MODALITIES
@@ -55,15 +56,17 @@ def save_weights(module: nn.Module, folder: Path, name: str, dtype: torch.dtype)
     save_torch_state_dict(weights, folder, filename_pattern=pattern, max_shard_size=MAX_SHARD_SIZE)
 
 
-def load_weights(folder: Path, name: str) -> dict[str, Tensor]:
-    """Read what `save_weights` wrote; ValueError names a shard that is missing or damaged."""
+def load_weights(module: nn.Module, folder: Path, name: str) -> None:
+    """Read what `save_weights` wrote into a module; ValueError names what is missing or damaged."""
     weights: dict[str, Tensor] = {}
     files = sorted(folder.glob(f"{name}*.safetensors"))
     for file in files:
         try:
-            weights |= load_state_dict_from_file(file)
+            weights |= load_file(file)
         except SafetensorError as error:
             raise ValueError(f"{file} cannot be read ({error}); it is truncated or damaged, copy it again.") from error
-    if not files:
-        raise ValueError(f"{folder} has no {name}*.safetensors; the checkpoint is incomplete, copy it again.")
-    return weights
+    missing = sorted(module.state_dict().keys() - weights.keys())
+    if missing:
+        lacking = f"{folder} lacks {missing[0]!r} and {len(missing) - 1} other weights of {name}*.safetensors"
+        raise ValueError(f"{lacking}; the checkpoint is incomplete, copy it again.")
+    module.load_state_dict(weights)

@@ -110,8 +110,8 @@ class WorldModel(nn.Module):
         config = json.loads((folder / "config.json").read_text())
         check_modalities(config, folder)
         world_model = cls.from_config(config)
-        world_model.transformer.load_state_dict(load_weights(folder, "transformer"))
-        world_model.autoencoder.load_state_dict(load_weights(folder, "autoencoder"))
+        load_weights(world_model.transformer, folder, "transformer")
+        load_weights(world_model.autoencoder, folder, "autoencoder")
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         world_model.float().to(chosen)
         world_model.transformer.to(dtype or fastest_dtype(chosen))
@@ -148,11 +148,15 @@ class WorldModel(nn.Module):
             raise ValueError(f"Frames are {frames.dtype} {tuple(frames.shape)}, expected uint8 (B, T, {size}).")
         B = len(frames)
         names = (modality,) * B if isinstance(modality, str) else tuple(modality)
+        if len(names) != B or not self.modalities.keys() >= set(names):
+            raise ValueError(f"modality is {modality!r}, expected one of {sorted(self.modalities)} for each of {B} worlds.")
         latents = self.autoencoder.encode(frames.to(self.device))
         T, (h, w) = latents.shape[2], latents.shape[-2:]
         past = latents.new_zeros(B, T, self.action_dim)
         present = latents.new_zeros(B, T)
         if actions is not None:
+            if actions.shape[1] != T - 1:
+                raise ValueError(f"{actions.shape[1]} actions came with {T} latents, expected {T - 1}: one between two.")
             past[:, 1:], present[:, 1:] = self.normalise(actions.to(self.device), names), 1
         window = self.layout.size - 1
         return WorldState(
@@ -172,7 +176,10 @@ class WorldModel(nn.Module):
 
     def normalise(self, actions: Tensor, modality: Sequence[str]) -> Tensor:
         """Physical actions (B, n, A) -> [-1, 1] between the bounds of each row's modality, in the model's width."""
-        low, high = (torch.zeros(len(modality), 1, self.action_dim) for _ in range(2))
+        B, width = len(modality), max(self.modalities[name].action_dim for name in modality)
+        if actions.ndim != 3 or len(actions) != B or actions.shape[-1] != width:
+            raise ValueError(f"Actions are {tuple(actions.shape)}, expected ({B}, n, {width}) for {B} worlds.")
+        low, high = (torch.zeros(B, 1, self.action_dim) for _ in range(2))
         for row, name in enumerate(modality):
             entry = self.modalities[name]
             low[row, 0, : entry.action_dim] = torch.as_tensor(entry.low)
@@ -215,7 +222,9 @@ class WorldModel(nn.Module):
             return free + scale * (following - free)
 
         noise = self._noise(state, normalised.shape[1], generators)
-        sigmas = shifted_sigmas(num_inference_steps or self.sampling.num_inference_steps, self.sampling.shift)
+        sigmas = shifted_sigmas(
+            self.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps, self.sampling.shift
+        )
         return state.advance(denoise(velocity, noise, sigmas.to(self.device)), normalised, self.layout)
 
     def _cast(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -230,6 +239,8 @@ class WorldModel(nn.Module):
         if generators is None:
             pairs = zip(state.seeds.tolist(), state.num_steps.tolist(), strict=True)
             generators = [torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63) for seed, step in pairs]
+        if len(generators) != len(state):
+            raise ValueError(f"There are {len(generators)} generators for {len(state)} worlds, expected one for each.")
         noise = [torch.randn(C, n, h, w, generator=generator) for generator in generators]
         return torch.stack(noise).to(self.device)
 

@@ -14,6 +14,7 @@ from astra_env.models import WorldModel
 from astra_env.models.autoencoder import TinyAutoencoder
 from astra_env.models.transformer import AstraTransformer, TransformerConfig
 from astra_env.training.autoencoder import fit_autoencoder
+from astra_env.training.bundle import write_start_states
 from astra_env.training.episodes import encode_episodes, load_episodes
 from astra_env.training.rewards import fit_rewards
 from astra_env.training.world_model import Recipe, fit_world_model
@@ -35,6 +36,7 @@ class TrainConfig:
     device: str = "cpu"
     dim: int = 256
     num_layers: int = 8
+    compile: bool = True  # the transformer's blocks, with torch.compile: 1.2x faster, needs a C++ compiler on a CPU
 
 
 def build_world_model(config: TrainConfig, modality: str, action_dim: int, frame_size: tuple[int, int]) -> WorldModel:
@@ -70,10 +72,12 @@ def train(config: TrainConfig) -> Path:
         out,
         num_steps=config.transformer_steps or transformer_steps,
         recipe=Recipe(batch_size=config.batch_size),
+        compile_blocks=config.compile,
         validation=(heldout_latents, heldout),
     )
     checkpoint = out / "checkpoint"
     world_model.save_pretrained(checkpoint)
     fit_rewards(latents, episodes, heldout_latents, heldout, checkpoint)
+    write_start_states(heldout, checkpoint)
     os.replace(out / "train_config.json", checkpoint / "train_config.json")
     return checkpoint

@@ -57,17 +57,18 @@ class Walkers:
         last = self.actions.shape[1] - 1
         for row in torch.nonzero(state["remaining"] == 0)[:, 0].tolist():
             draw = torch.rand(5, generator=generator).tolist()
+            # a first latent shows one still picture, so worlds that start from a picture start at time 0
             episode, time = int(draw[0] * len(self.latents)), int(draw[1] * (last + 1))
-            first = time if draw[2] < recipe.single_latent else 0
-            history = self.latents[episode, first : time + 1].transpose(0, 1)[None]
-            past = torch.zeros(1, time + 1 - first, self.actions.shape[-1])
-            present = torch.zeros(1, time + 1 - first)
+            time = 0 if draw[2] < recipe.single_latent else time
+            history = self.latents[episode, : time + 1].transpose(0, 1)[None]
+            past = torch.zeros(1, time + 1, self.actions.shape[-1])
+            present = torch.zeros(1, time + 1)
             if draw[3] >= recipe.history_action_dropout:
-                past[0, 1:], present[0, 1:] = self.actions[episode, first:time], 1
+                past[0, 1:], present[0, 1:] = self.actions[episode, :time], 1
             state["slots"][row] = self.layout.windowed(history)[0]
             state["past"][row] = self._window(past)[0]
             state["present"][row] = self._window(present[..., None])[0, :, 0]
-            state["lengths"][row], state["episode"][row], state["time"][row] = time + 1 - first, episode, time
+            state["lengths"][row], state["episode"][row], state["time"][row] = time + 1, episode, time
             state["remaining"][row] = min(1 + int(draw[4] * recipe.max_rollout), last + 1 - time)
 
     def _window(self, values: Tensor) -> Tensor:
@@ -86,7 +87,8 @@ class Walkers:
         state["present"] = self.layout.push(state["present"], present, dim=1)
         state["lengths"] = state["lengths"] + 1
         state["time"] = state["time"] + 1
-        state["remaining"] = state["remaining"] - 1
+        # without its action a row does not know where to go: its walk ends
+        state["remaining"] = (state["remaining"] - 1) * (present[:, 0] > 0)
 
 
 def training_loss(
@@ -128,6 +130,7 @@ def fit_world_model(
     *,
     num_steps: int,
     recipe: Recipe | None = None,
+    compile_blocks: bool = False,
     validation: tuple[Tensor, Episodes] | None = None,
 ) -> None:
     """Train the transformer in place on latents (E, N + 1, C, h, w); leave the averaged weights in it."""
@@ -138,6 +141,9 @@ def fit_world_model(
     )
     walkers.state |= {key: value.cpu() for key, value in trainer.resume().items()}
     every = max(1, min(500, num_steps // 4))
+    if compile_blocks:
+        for block in world_model.transformer.blocks:
+            block.compile(dynamic=False)
     while not trainer.done:
         walkers.restart(trainer.generator)
         loss, routing = training_loss(world_model, walkers, trainer.generator, train.modality)
@@ -154,7 +160,8 @@ def fit_world_model(
 def _validate_average(world_model: WorldModel, trainer: Trainer, latents: Tensor, heldout: Episodes) -> dict[str, Any]:
     current = {key: value.clone() for key, value in trainer.module.state_dict().items()}
     trainer.use_average()
-    report = open_loop_psnr(world_model, latents, heldout)
+    with torch.compiler.set_stance("force_eager"):  # other batch sizes than training's are not worth compiling
+        report = open_loop_psnr(world_model, latents, heldout)
     trainer.module.load_state_dict(current)
     return report
 
@@ -186,4 +193,4 @@ def open_loop_psnr(
 
 def _psnr(shown: Tensor, truth: Tensor) -> list[float]:
     errors = (shown - truth).square().mean((0, 2, 3, 4))
-    return [round(10 * math.log10(255**2 / error), 2) for error in errors.tolist()]
+    return [round(10 * math.log10(255**2 / max(error, 1e-9)), 2) for error in errors.tolist()]

@@ -1,0 +1,34 @@
+"""Clip: a piece of video with the actions that move it from frame to frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from astra_env.actions import ACTION_MODALITIES
+
+
+@dataclass(frozen=True)
+class Clip:
+    """`actions[t]` moves frame t to frame t + 1, in the units and frame of the modality."""
+
+    frames: np.ndarray  # uint8 (T, H, W, 3)
+    actions: np.ndarray  # float32 (T - 1, A)
+    modality: str
+    fps: float
+    poses: np.ndarray | None = None  # float32 (T, 4, 4)
+    text: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.modality not in ACTION_MODALITIES:
+            raise ValueError(f"{self.source}: modality {self.modality!r} is not one of {sorted(ACTION_MODALITIES)}.")
+        if self.frames.dtype != np.uint8 or self.frames.ndim != 4 or self.frames.shape[-1] != 3:
+            shape = self.frames.shape
+            raise ValueError(f"{self.source}: frames are {self.frames.dtype} {shape}, expected uint8 (T, H, W, 3).")
+        expected = (len(self.frames) - 1, ACTION_MODALITIES[self.modality].action_dim)
+        if self.actions.shape != expected:
+            raise ValueError(f"{self.source}: actions have shape {self.actions.shape}, expected {expected}.")
+        if self.poses is not None and self.poses.shape != (len(self.frames), 4, 4):
+            raise ValueError(f"{self.source}: poses have shape {self.poses.shape}, expected one (4, 4) a frame.")
