@@ -4,7 +4,7 @@
 #   make test         run the tests
 #   make simulators   add the optional simulators (recording data, checking policies)
 #   make lint         ruff and mypy
-#   make benchmark    measure the bundled world and write benchmarks/results
+#   make benchmark    measure the bundled world on recorded episodes (DATA=data/robot)
 #
 # PYTHON=python3.12 chooses the interpreter. torch is pinned to 2.13.0 in any build; to choose one for your
 # GPU, install that build into .venv by the instructions on pytorch.org, then run make as usual.
@@ -12,6 +12,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= outputs/demo
+DATA ?= data/robot
 PIP = $(VENV)/bin/python -m pip
 INSTALL = $(PIP) install --quiet -c constraints.txt
 
@@ -34,7 +35,7 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
 
 benchmark: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m benchmarks
+	$(VENV)/bin/astra-bench first-light --data $(DATA) --readme README.md
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

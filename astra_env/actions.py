@@ -57,12 +57,14 @@ class ActionModality:
         return gymnasium.spaces.Box(low, high, dtype=np.float32)
 
     def validate(self, action: ArrayLike, *, clip: bool = False) -> np.ndarray:
-        """Check actions (..., A) and return them as float32; ``clip`` moves values into the bounds instead of refusing them."""
+        """Check actions (..., A) and return them as float32; ``clip`` moves values into the bounds."""
         array = np.asarray(action)
         if array.dtype.kind not in "fiu":
             raise ValueError(f"{self.name} action has dtype {array.dtype}, expected numbers.")
         if array.ndim < 1 or array.shape[-1] != self.action_dim:
-            raise ValueError(f"{self.name} action has shape {array.shape}, expected (..., {self.action_dim}): {self.fields}.")
+            raise ValueError(
+                f"{self.name} action has shape {array.shape}, expected (..., {self.action_dim}): {self.fields}."
+            )
         array = array.astype(np.float32)
         if not np.isfinite(array).all():
             raise ValueError(f"{self.name} action holds a value that is not finite: {array}.")
@@ -79,7 +81,7 @@ class ActionModality:
         return array
 
     def split(self, actions: ArrayLike, n: int) -> np.ndarray:
-        """Share each action (..., A) out over ``n`` equal parts (..., n, A): changes are divided, absolute values repeated."""
+        """Share each action (..., A) out over ``n`` parts (..., n, A): changes divided, absolute values repeated."""
         parts = np.repeat(np.asarray(actions, dtype=np.float32)[..., None, :], n, axis=-2)
         return np.where(self._is_absolute(), parts, parts / n).astype(np.float32)
 
@@ -97,7 +99,7 @@ class ActionModality:
         return np.stack(poses)
 
     def from_poses(self, poses: ArrayLike, absolute: ArrayLike) -> np.ndarray:
-        """Actions (T - 1, A) that lead through ``poses`` (T, 4, 4); ``absolute`` (T,) or (T, n) are the absolute fields.
+        """Actions (T - 1, A) that lead through ``poses`` (T, 4, 4), with the ``absolute`` fields (T,) or (T, n).
 
         ``actions[t]`` leads from pose t to pose t + 1 and holds the absolute values of frame t + 1.
         """

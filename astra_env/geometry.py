@@ -1,4 +1,4 @@
-"""Rigid motions as numpy arrays: rotations (..., 3, 3), poses (..., 4, 4), metres and radians, quaternions in x y z w order."""
+"""Rigid motions as numpy arrays: rotations (..., 3, 3), poses (..., 4, 4), quaternions x y z w; metres, radians."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ def matrix_to_axis_angle(rotation: ArrayLike) -> np.ndarray:
 
 def quaternion_to_matrix(quaternion: ArrayLike) -> np.ndarray:
     """Rotation (..., 3, 3) of a quaternion (..., 4) in x y z w order, which is normalised first."""
-    quaternion = np.asarray(quaternion, dtype=np.float64)
-    quaternion = quaternion / np.linalg.norm(quaternion, axis=-1, keepdims=True)
-    x, y, z, w = np.moveaxis(quaternion, -1, 0)
+    unit = np.asarray(quaternion, dtype=np.float64)
+    unit = unit / np.linalg.norm(unit, axis=-1, keepdims=True)
+    x, y, z, w = np.moveaxis(unit, -1, 0)
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
         [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],

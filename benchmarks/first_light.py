@@ -46,6 +46,7 @@ class Sizes:
     guidance_starts: int = 20
     guidance_episodes: int = 50
     latency_steps: int = 200
+    warm_up_steps: int = 20
     rollouts: int = 4
     rollout_steps: int = 200
     estimator_steps: int = 2500
@@ -59,6 +60,7 @@ QUICK = Sizes(
     guidance_starts=2,
     guidance_episodes=2,
     latency_steps=3,
+    warm_up_steps=1,
     rollouts=1,
     rollout_steps=12,
     estimator_steps=4,
@@ -69,8 +71,10 @@ QUICK = Sizes(
 
 def sampling_table(bench: Bench, estimator: PoseEstimator, name: str, sizes: Sizes) -> list[dict[str, Any]]:
     """Quality, obedience and time of every guidance scale at the default steps, and of every number of steps."""
-    default = bench.world_model.sampling.num_inference_steps
-    settings = dict.fromkeys([(default, g) for g in GUIDANCE_SCALES] + [(n, 1.0) for n in STEP_COUNTS])
+    default = bench.world_model.sampling
+    scales = [(default.num_inference_steps, scale) for scale in (default.guidance_scale, *GUIDANCE_SCALES)]
+    settings = sorted({*scales, *((num_steps, 1.0) for num_steps in STEP_COUNTS)})
+    timed = {"num_steps": max(3, sizes.latency_steps // 4), "warm_up": sizes.warm_up_steps}
     rows = torch.arange(min(sizes.guidance_episodes, len(bench.heldout)))
     truth, table = recorded_frames(bench, rows), []
     for num_steps, scale in tqdm(settings, desc="guidance and steps", unit="setting"):
@@ -85,7 +89,7 @@ def sampling_table(bench: Bench, estimator: PoseEstimator, name: str, sizes: Siz
                 "half_way": float(np.mean([entry["half_way"] for entry in measured])),
                 "psnr_1": psnr(video[:, :4], truth[:, :4]),
                 f"psnr_{bench.horizon}": psnr(video[:, -4:], truth[:, -4:]),
-                "ms_per_env_step": latency(name, max(10, sizes.latency_steps // 4), **sampling)["median_ms"],
+                "ms_per_env_step": latency(name, **timed, **sampling)["median_ms"],
             }
         )
     return table
@@ -134,7 +138,9 @@ def first_light(
             episodes=sizes.estimator_episodes,
         )
     parts = {
-        "latency": lambda: {str(n): latency(world_model, sizes.latency_steps, n) for n in (2, 1)},
+        "latency": lambda: {
+            str(threads): latency(world_model, sizes.latency_steps, sizes.warm_up_steps, threads) for threads in (2, 1)
+        },
         "open_loop": lambda: open_loop(bench, features, sizes.perceptual_episodes),
         "pose_estimator": lambda: estimator_report(
             estimator, bench.heldout.frames, bench.poses, bench.world_model.autoencoder

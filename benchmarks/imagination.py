@@ -188,8 +188,8 @@ def action_following(bench: Bench, estimator: PoseEstimator, count: int) -> dict
     return {
         "method": (
             f"Each axis is held at {FOLLOW_SHARE:g} of its bound (gripper: its end) for {FOLLOW_STEPS} steps, the "
-            "other axes at 0, the gripper at its last recorded command. Motion is the estimated pose in the last imagined "
-            "frame minus that in the decoded start frame; rotations are rotation vectors about the base axes."
+            "other axes at 0, the gripper at its last recorded command. Motion is the estimated pose in the last "
+            "imagined frame minus that in the decoded start frame; rotations are rotation vectors about base axes."
         ),
         "starts": (
             f"Held-out chunks whose measured pose is at least {ROOM[0]:g} m, {ROOM[3]:g} rad or {ROOM[6]:g} of the "

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from astra_env.datasets.recorded import RecordedDataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from astra_env import geometry
+from astra_env.datasets.recorded import RecordedDataset
 from astra_env.models.autoencoder import VideoAutoencoder
 
 POSE_FIELDS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")

@@ -16,7 +16,6 @@ from torch import Tensor
 from benchmarks.metrics import PerceptualFeatures, nearest_distance, sharpness
 
 ENVIRONMENT = "Astra-RT1-v0"
-WARM_UP = 20
 HISTORY_FRAMES = 17
 QUALITY_STEPS = (1, 50, 100, 200)
 MEMORY_START = 20
@@ -38,7 +37,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def latency(world_model: str, num_steps: int, threads: int | None = None, **sampling: Any) -> dict[str, float]:
+def latency(
+    world_model: str, num_steps: int, warm_up: int, threads: int | None = None, **sampling: Any
+) -> dict[str, float]:
     """Milliseconds of `env.step()`, decoder and reward included, under random actions after a warm-up."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -46,7 +47,7 @@ def latency(world_model: str, num_steps: int, threads: int | None = None, **samp
     env.action_space.seed(0)
     env.reset(seed=0)
     times = []
-    for _ in range(WARM_UP + num_steps):
+    for _ in range(warm_up + num_steps):
         action = env.action_space.sample()
         begin = time.perf_counter()
         _, _, terminated, truncated, _ = env.step(action)
@@ -56,8 +57,8 @@ def latency(world_model: str, num_steps: int, threads: int | None = None, **samp
     env.close()
     torch.set_num_threads(before)
     return {
-        "median_ms": float(np.median(times[WARM_UP:])),
-        "p95_ms": float(np.percentile(times[WARM_UP:], 95)),
+        "median_ms": float(np.median(times[warm_up:])),
+        "p95_ms": float(np.percentile(times[warm_up:], 95)),
         "num_steps": num_steps,
     }
 

@@ -33,9 +33,9 @@ class MPCPolicy:
         env: gymnasium.Env[Any, Any],
         *,
         horizon: int = 4,
-        num_samples: int = 48,
+        num_samples: int = 32,
         num_iterations: int = 3,
-        num_elites: int = 8,
+        num_elites: int = 6,
         std_scale: float = 0.5,
     ) -> None:
         space = env.action_space
@@ -51,6 +51,7 @@ class MPCPolicy:
     def reset(self, seed: int | None = None) -> MPCPolicy:
         """Forgets the last plan and restarts the random numbers; call it when an episode begins."""
         self._generator = torch.Generator().manual_seed(0 if seed is None else seed)
+        self._noise_seed = 0
         self._mean = ((self._low + self._high) / 2).expand(self.horizon, -1)
         self.plan = None
         return self
@@ -61,6 +62,9 @@ class MPCPolicy:
         The observation is not looked at: the state that the environment imagines from says more. The whole plan
         stays in `self.plan`.
         """
+        # All plans of a search share their noise, so that they differ by their actions only; it is the planner's own
+        # and not the noise that the environment goes on to draw.
+        self._noise_seed = int(torch.randint(2**31, (), generator=self._generator))
         with torch.no_grad():
             plan = cem(
                 self._evaluate, self._mean, self._std, self._low, self._high, **self._search, generator=self._generator
@@ -73,12 +77,9 @@ class MPCPolicy:
         """Mean objective (N,) over the steps of plans (N, horizon, A), all imagined as one batch."""
         env: Any = self.env.unwrapped
         states = env.save_state().repeat(len(actions))
-        # Plans share their noise, so that they differ by their actions only; it is the planner's own and not the
-        # noise that the environment goes on to draw.
-        seed = int(torch.randint(2**31, (), generator=self._generator))
         total = torch.zeros(len(actions))
-        generators = [torch.Generator().manual_seed(seed) for _ in range(len(actions))]
+        generators = [torch.Generator().manual_seed(self._noise_seed) for _ in range(len(actions))]
         for step in range(self.horizon):
-            states = env.world_model.step(states, actions[:, step], generators)
+            states = env.world_model.step(states, actions[:, step], generators, **env.sampling)
             total += env.objective(states).cpu()
         return total / self.horizon

@@ -115,15 +115,11 @@ def _evaluate(objective: Objective, samples: Tensor) -> Tensor:
     """Returns the values (N,) of the samples, with undefined ones as the worst."""
     values = objective(samples)
     if values.shape != samples.shape[:1]:
-        raise ValueError(
-            f"the objective returned {tuple(values.shape)}, expected ({len(samples)},): a value a sample"
-        )
+        raise ValueError(f"the objective returned {tuple(values.shape)}, expected ({len(samples)},): a value a sample")
     return values.to(samples).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
 
 
-def _better(
-    samples: Tensor, values: Tensor, best_actions: Tensor, best_value: Tensor
-) -> tuple[Tensor, Tensor]:
+def _better(samples: Tensor, values: Tensor, best_actions: Tensor, best_value: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the best of the samples and the best so far, with its value."""
     index = values.argmax()
     if values[index] > best_value:

@@ -25,12 +25,21 @@ CONFIGS = {"tiny": {"dim": 16, "coarse_dim": 16}, "wan": WAN}
 LONG = [1, 5, 13]
 
 
-@pytest.fixture(params=AUTOENCODERS, scope="module")
-def autoencoder(request) -> VideoAutoencoder:
+def build(name: str) -> VideoAutoencoder:
     torch.manual_seed(0)
-    module = AUTOENCODERS[request.param](**CONFIGS[request.param]).eval().requires_grad_(False)
+    module = AUTOENCODERS[name](**CONFIGS[name]).eval().requires_grad_(False)
     perturb(module, scale=0.03)
     return module
+
+
+@pytest.fixture(params=AUTOENCODERS, scope="module")
+def autoencoder(request) -> VideoAutoencoder:
+    return build(request.param)
+
+
+@pytest.fixture(scope="module")
+def wan() -> WanAutoencoder:
+    return build("wan")
 
 
 def latents_of(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -115,22 +124,18 @@ def test_every_entry_of_the_cache_has_a_row_for_each_video(autoencoder):
     torch.testing.assert_close(alone, stream(autoencoder, latents, [4])[[1]], atol=1e-5, rtol=0)
 
 
-def test_the_first_latent_gives_its_frame_four_times(autoencoder):
-    if isinstance(autoencoder, TinyAutoencoder):
-        pytest.skip("the tiny decoder learns to, with its weights")
-    pixels = stream(autoencoder, latents_of(1, 16, 2, 4, 4), [2])
+def test_wans_first_latent_gives_its_frame_four_times(wan):
+    pixels = stream(wan, latents_of(1, 16, 2, 4, 4), [2])
     assert torch.equal(pixels[:, :3], pixels[:, 1:4]) and not torch.equal(pixels[:, 4], pixels[:, 3])
 
 
-def test_wan_equals_diffusers(autoencoder):
-    if not isinstance(autoencoder, WanAutoencoder):
-        pytest.skip("diffusers has Wan's autoencoder only")
+def test_wan_equals_diffusers(wan):
     frames = random_frames(1, 13)
-    mean, std = (t[:, None, None, None] for t in (autoencoder.latent_mean, autoencoder.latent_std))
-    raw = autoencoder.vae.encode(frames_to_pixels(frames).transpose(1, 2)).latent_dist.mean
-    torch.testing.assert_close(autoencoder.encode(frames), (raw - mean) / std)
-    theirs = autoencoder.vae.decode(raw).sample.transpose(1, 2)
-    ours = stream(autoencoder, (raw - mean) / std, [1, 2, 1])[:, 3:]
+    mean, std = (t[:, None, None, None] for t in (wan.latent_mean, wan.latent_std))
+    raw = wan.vae.encode(frames_to_pixels(frames).transpose(1, 2)).latent_dist.mean
+    torch.testing.assert_close(wan.encode(frames), (raw - mean) / std)
+    theirs = wan.vae.decode(raw).sample.transpose(1, 2)
+    ours = stream(wan, (raw - mean) / std, [1, 2, 1])[:, 3:]
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 

@@ -22,7 +22,6 @@ from benchmarks.pose_estimator import (
     HOME_ROTATION,
     displacement,
     fit_pose_estimator,
-    load_frames,
     pose_vectors,
     trained_pose_estimator,
 )
@@ -102,17 +101,28 @@ def test_displacement_is_the_action_that_was_executed(axis):
     torch.testing.assert_close(displacement(vectors[0], vectors[1]), torch.from_numpy(action[0]), atol=1e-5, rtol=0)
 
 
-def test_the_estimator_learns_from_frames_and_is_reproducible(data):
-    frames, poses = load_frames(data, "train", 12)
-    model = fit_pose_estimator(frames, poses, steps=60, batch_size=32)
-    shown, truth = load_frames(data, "heldout", 5)
-    with torch.no_grad():
-        error = (model(shown) - truth).abs().mean(0)
-    guess = (poses.mean(0) - truth).abs().mean(0)
-    for field in (0, 1, 6):  # what the toy shows
-        assert error[field] < 0.6 * guess[field]
-    again = fit_pose_estimator(frames[:64], poses[:64], steps=2), fit_pose_estimator(frames[:64], poses[:64], steps=2)
-    assert all(torch.equal(a, b) for a, b in zip(again[0].parameters(), again[1].parameters(), strict=True))
+def toy_pictures(count, seed):
+    """White squares on grey whose place is x and y."""
+    share = torch.rand(count, 7, generator=torch.Generator().manual_seed(seed))
+    frames = torch.full((count, 64, 64, 3), 60, dtype=torch.uint8)
+    for frame, (x, y) in zip(frames, (48 * share[:, :2]).round().int().tolist(), strict=True):
+        frame[x : x + 16, y : y + 16] = 255
+    poses = torch.zeros(count, 7)
+    poses[:, :2] = 0.2 * share[:, :2]
+    return frames, poses
+
+
+def test_the_estimator_learns_from_frames():
+    frames, poses = toy_pictures(1024, seed=0)
+    shown, truth = toy_pictures(64, seed=1)
+    model = fit_pose_estimator(frames, poses, steps=50, batch_size=32)
+    error, guess = (model(shown) - truth).abs().mean(0), (poses.mean(0) - truth).abs().mean(0)
+    assert (error[:2] < 0.4 * guess[:2]).all()
+
+
+def test_the_estimator_is_reproducible():
+    first, second = (fit_pose_estimator(*toy_pictures(32, seed=0), steps=2) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
 def test_the_estimator_is_cached_for_its_data_and_recipe_only(data, tmp_path):

@@ -102,7 +102,7 @@ def test_a_truncated_file_is_named(state, tmp_path, kept):
     path = tmp_path / "world"
     state.save(path)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match="world is not a whole WorldState file"):
+    with pytest.raises(ValueError, match=r"world is not a whole WorldState file"):
         WorldState.load(path)
 
 
@@ -110,10 +110,10 @@ def test_another_kind_of_file_is_named(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"weight": torch.zeros(2)}, tmp_path / "weights")
-    with pytest.raises(ValueError, match="not a whole WorldState"):
+    with pytest.raises(ValueError, match=r"not a whole WorldState"):
         WorldState.load(tmp_path / "weights")
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no world state at .*nothing"):
+    with pytest.raises(FileNotFoundError, match=r"no world state at .*nothing"):
         WorldState.load(tmp_path / "nothing")

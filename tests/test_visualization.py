@@ -16,7 +16,7 @@ MODALITY = ACTION_MODALITIES["end_effector"]
 class ChunkEnv(gymnasium.Env):
     """Four new frames a step, like every environment of the package."""
 
-    metadata = {"render_fps": 20}  # noqa: RUF012
+    metadata = {"render_fps": 5}  # noqa: RUF012
     observation_space = gymnasium.spaces.Box(0, 255, (16, 16, 3), np.uint8)
     action_modality = MODALITY
     action_space = MODALITY.space()

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import json
+import dataclasses
 
 import pytest
 import torch
 from tiny import MODALITY, random_actions, random_frames, seeded, tiny_world_model
 
 from astra_env.models import WorldModel, WorldState
-from astra_env.models.history import HistoryLayout
 
 ROWS = {"atol": 1e-4, "rtol": 1e-4}
 
@@ -105,6 +104,14 @@ def test_imagining_is_stepping(world_model):
     imagined = world_model.imagine(state, actions)
     assert torch.equal(stepped.latents, imagined.latents) and stepped.num_steps.tolist() == [4] * 3
     assert torch.equal(stepped.actions[:, -4:], world_model.normalise(actions, (MODALITY,) * 3))
+
+
+def test_an_imagined_history_remembers_its_actions(world_model):
+    state = world_model.imagine(start(world_model, num_frames=1), random_actions(3, 3))
+    assert state.action_present.tolist() == [[0, 0, 0, 0, 0, 1, 1, 1]] * 3
+    forgotten = dataclasses.replace(state, action_present=torch.zeros_like(state.action_present))
+    ends = [world_model.step(s, random_actions(3, seed=1)).newest for s in (state, forgotten)]
+    assert (ends[0] - ends[1]).flatten(1).abs().amax(1).min() > 1e-3
 
 
 def test_noise_follows_from_seed_and_step_count(world_model):
@@ -289,93 +296,3 @@ def test_rows_that_wait_for_different_numbers_of_latents(world_model):
     for row, state in enumerate(states):
         alone = world_model.step(world_model.decode(state)[0], actions[[row], 0])
         assert_same_frames(after[[row]], world_model.decode(alone)[1])
-
-
-# Files
-
-
-def test_a_saved_model_imagines_the_same(world_model, tmp_path):
-    world_model.save_pretrained(tmp_path, dtype=torch.float32)
-    loaded = WorldModel.from_pretrained(tmp_path, device="cpu", dtype=torch.float32)
-    assert loaded.config == world_model.config and not loaded.training
-    assert not any(parameter.requires_grad for parameter in loaded.parameters())
-    for (name, weight), saved in zip(
-        world_model.transformer.state_dict().items(), loaded.transformer.state_dict().values(), strict=True
-    ):
-        assert torch.equal(weight, saved), name
-    # the autoencoder is kept in half precision
-    state, other = (start(model, 1) for model in (world_model, loaded))
-    torch.testing.assert_close(other.latents, state.latents, atol=5e-3, rtol=5e-3)
-    ends = [model.imagine(state, random_actions(1, 2)).latents for model in (world_model, loaded)]
-    torch.testing.assert_close(ends[1], ends[0], **ROWS)
-
-
-def test_weights_are_kept_in_bfloat16_unless_told_otherwise(world_model, tmp_path):
-    world_model.save_pretrained(tmp_path)
-    loaded = WorldModel.from_pretrained(tmp_path, device="cpu", dtype=torch.float32)
-    for weight, saved in zip(world_model.transformer.parameters(), loaded.transformer.parameters(), strict=True):
-        assert saved.dtype == torch.float32
-        torch.testing.assert_close(saved, weight, atol=1e-6, rtol=2**-8)
-    low = WorldModel.from_pretrained(tmp_path, device="cpu", dtype=torch.bfloat16)
-    assert next(low.transformer.parameters()).dtype == torch.bfloat16
-    assert next(low.autoencoder.parameters()).dtype == torch.float32
-    state, actions = start(loaded, 2), random_actions(2, 2)
-    exact, rounded = (model.imagine(state, actions).newest for model in (loaded, low))
-    assert rounded.dtype == torch.float32
-    assert (rounded - exact).abs().mean() < 0.1 * exact.abs().mean()
-
-
-def test_saving_twice_leaves_one_checkpoint(world_model, tmp_path):
-    world_model.save_pretrained(tmp_path)
-    names = sorted(file.name for file in tmp_path.iterdir())
-    world_model.save_pretrained(tmp_path)
-    assert names == sorted(file.name for file in tmp_path.iterdir())
-    assert names == ["autoencoder.safetensors", "config.json", "transformer.safetensors"]
-
-
-def test_the_config_states_each_modalitys_convention(world_model):
-    config = json.loads(json.dumps(world_model.config))
-    described = config["modalities"][MODALITY]
-    assert described["units"][0] == "m" and described["rate_hz"] == 5.0 and len(described["low"]) == 7
-    rebuilt = WorldModel.from_config(config)
-    assert rebuilt.layout == world_model.layout and rebuilt.config == world_model.config
-    assert isinstance(rebuilt.layout, HistoryLayout)
-
-
-def test_a_name_that_does_not_exist_is_an_error(tmp_path):
-    for name in ("no-such-world", tmp_path):
-        with pytest.raises(ValueError, match=r"no world model '.*'; expected one of \["):
-            WorldModel.from_pretrained(name)
-
-
-@pytest.mark.parametrize("name", ["transformer", "autoencoder"])
-def test_a_truncated_weights_file_is_named(world_model, tmp_path, name):
-    world_model.save_pretrained(tmp_path)
-    file = tmp_path / f"{name}.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=f"{name}.safetensors cannot be read"):
-        WorldModel.from_pretrained(tmp_path)
-    file.unlink()
-    with pytest.raises(ValueError, match=f"lacks '.*{name}.*safetensors; the checkpoint is incomplete"):
-        WorldModel.from_pretrained(tmp_path)
-
-
-def test_a_missing_shard_is_an_error(world_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("astra_env.models.checkpoint.MAX_SHARD_SIZE", "50KB")
-    world_model.save_pretrained(tmp_path)
-    shards = sorted(tmp_path.glob("transformer-*.safetensors"))
-    assert len(shards) > 1
-    WorldModel.from_pretrained(tmp_path)
-    shards[0].unlink()
-    with pytest.raises(ValueError, match="transformer.*incomplete"):
-        WorldModel.from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize("change", [{"rate_hz": 3.0}, {"units": ["mm"] * 7}, {"low": [-1.0] * 7}, {"frame": "camera"}])
-def test_a_checkpoint_of_another_convention_is_refused(world_model, tmp_path, change):
-    world_model.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["modalities"][MODALITY] |= change
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="'end_effector' actions of another convention"):
-        WorldModel.from_pretrained(tmp_path)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from astra_env.models.autoencoder import TinyAutoencoder
 from astra_env.models.history import HistoryLayout
 from astra_env.models.reward_model import RewardModel
 from astra_env.models.transformer import AstraTransformer, TransformerConfig
+from astra_env.training.episodes import Episodes
 
 LAYOUT = HistoryLayout(num_4x=4, num_2x=2, num_1x=1)  # slots: first | 1 2 3 4 | 5 6 | 7
 MODALITY = "end_effector"
@@ -88,6 +90,21 @@ def save_checkpoint(folder: Path, *, num_starts: int = 3) -> Path:
     return folder
 
 
+def episode(
+    env: gym.Env, *, seed: int | None = None, options: dict[str, Any] | None = None, num: int = 3
+) -> list[np.ndarray]:
+    """Observations of an episode under fixed actions."""
+    observations = [env.reset(seed=seed, options=options)[0]]
+    return observations + [env.step(action)[0] for action in random_actions(num).numpy()]
+
+
+def synthetic_episodes(num: int, num_chunks: int = 6) -> Episodes:
+    """Recorded episodes of random pictures, in memory."""
+    frames, actions = random_frames(num, 4 * num_chunks + 1), random_actions(num, num_chunks)
+    rewards = torch.rand(num, num_chunks + 1, generator=seeded())
+    return Episodes(frames, actions, rewards, rewards > 0.7, MODALITY)
+
+
 def write_episode(path: Path, split: str, *, num_chunks: int = 6, size: int = 64, seed: int = 0) -> None:
     """One recorded episode: a square whose place in the picture sums up the actions' dx and dy."""
     rng = np.random.default_rng(seed)
@@ -129,8 +146,8 @@ def write_episode(path: Path, split: str, *, num_chunks: int = 6, size: int = 64
 
 def write_dataset(root: Path, *, num_train: int = 3, num_heldout: int = 2, **changes: Any) -> Path:
     """A recorded dataset of synthetic episodes."""
-    root.mkdir(parents=True, exist_ok=True)
     splits = ["train"] * num_train + ["heldout"] * num_heldout
     for index, split in enumerate(splits):
-        write_episode(root / f"episode_{index:05d}.npz", split, seed=index, **changes)
+        (root / split).mkdir(parents=True, exist_ok=True)
+        write_episode(root / split / f"episode_{index:05d}.npz", split, seed=index, **changes)
     return root

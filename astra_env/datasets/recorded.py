@@ -28,7 +28,9 @@ class RecordedDataset:
             raise ValueError(f"split is {split!r}, expected one of {SPLITS}.")
         self.paths = sorted((Path(root) / split).glob("episode_*.npz"))
         if not self.paths:
-            raise FileNotFoundError(f"There are no episodes in {Path(root) / split}; record some with astra-env collect.")
+            raise FileNotFoundError(
+                f"There are no episodes in {Path(root) / split}; record some with astra-env collect."
+            )
         self.modality: str = self._meta(self.arrays(0))["modality"]
 
     def __len__(self) -> int:

@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -67,7 +67,7 @@ class AstraEnv(gymnasium.Env):
     defaults; `clip_actions` clips instead of refusing actions out of bounds.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 5}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012  (as Gymnasium declares it)
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class AstraEnv(gymnasium.Env):
             self._task_reward = TaskReward(RewardModel.load(folder, self.world_model.device))
         self.reward_function: RewardFunction = self._task_reward  # type: ignore[assignment]
         self.state: WorldState | None = None
-        self._frames = np.zeros((CHUNK_FRAMES, *self.world_model.frame_size, 3), np.uint8)
+        self._frames: np.ndarray | None = np.zeros((CHUNK_FRAMES, *self.world_model.frame_size, 3), np.uint8)
 
     def _observation_space(self) -> gymnasium.spaces.Box:
         height, width = self.world_model.frame_size
@@ -155,14 +155,14 @@ class AstraEnv(gymnasium.Env):
             raise ValueError(f"start is {index}, expected 0 to {count - 1}: there are {count} recorded start states.")
         return self.start_states.frames[index], self.start_states.actions[index]
 
-    def _image(self, image: np.ndarray | str | os.PathLike[str]) -> np.ndarray:
+    def _image(self, image: np.ndarray | str | Path) -> np.ndarray:
         """A user's picture, cropped and resized to the world's frame."""
-        pixels = read_image(image) if isinstance(image, str | os.PathLike) else np.asarray(image)
+        pixels = read_image(image) if isinstance(image, str | Path) else np.asarray(image)
         height, width = self.world_model.frame_size
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or min(pixels.shape[:2]) < height:
-            raise ValueError(
-                f"The image is {pixels.dtype} {pixels.shape}, expected uint8 (H, W, 3) with H, W of at least {height}."
-            )
+        picture = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
+        if not picture or pixels.shape[0] < height or pixels.shape[1] < width:
+            size = f"H, W of at least {height}, {width}"
+            raise ValueError(f"The image is {pixels.dtype} {pixels.shape}, expected uint8 (H, W, 3) with {size}.")
         return resize_frames(pixels[None], (height, width))[0]
 
     @torch.no_grad()
@@ -170,6 +170,8 @@ class AstraEnv(gymnasium.Env):
         """Imagine one chunk under an action in physical units."""
         if self.state is None:
             raise RuntimeError("step() was called before reset(); call reset() first.")
+        if np.shape(action) != self.action_space.shape:
+            raise ValueError(f"The action has shape {np.shape(action)}, expected {self.action_space.shape}.")
         action = self.action_modality.validate(action, clip=self.clip_actions)
         actions = torch.from_numpy(action)[None]
         self.state = self.world_model.step(self.state, actions, **self.sampling)  # type: ignore[arg-type]
@@ -189,9 +191,15 @@ class AstraEnv(gymnasium.Env):
             return self.state.newest[0].float().cpu().numpy().copy(), info
         return (self._frames[-1] if self.observation == "frame" else self._frames).copy(), info
 
+    @torch.no_grad()
     def render(self) -> np.ndarray | None:
         """The newest frame, uint8 (H, W, 3)."""
-        return self._frames[-1].copy() if self.render_mode == "rgb_array" else None
+        if self.render_mode != "rgb_array":
+            return None
+        if self._frames is None:  # a state was restored: its picture is decoded where it is asked for
+            assert self.state is not None
+            self._frames = self.world_model.decode(self.state)[1][0].cpu().numpy()
+        return self._frames[-1].copy()
 
     def objective(self, state: WorldState) -> torch.Tensor:
         """Reward (B,) of any worlds under the episode's task or goal: what planners maximise."""
@@ -207,4 +215,4 @@ class AstraEnv(gymnasium.Env):
         """Continue from a value that `save_state` gave (one world)."""
         if len(state) != 1:
             raise ValueError(f"The state holds {len(state)} worlds, expected 1; choose one with state[i].")
-        self.state = state
+        self.state, self._frames = state, None

@@ -38,13 +38,15 @@ def pad_to_latents(frames: Tensor) -> Tensor:
 def check_size(height: int, width: int) -> None:
     """ValueError for frames that latents cannot cover."""
     if height % SPATIAL_COMPRESSION or width % SPATIAL_COMPRESSION:
-        raise ValueError(f"Frames are {height}x{width}, expected multiples of {SPATIAL_COMPRESSION}; resize them first.")
+        raise ValueError(f"Frames are {height}x{width}, expected multiples of 8; resize them first.")
 
 
 class VideoAutoencoder(nn.Module):
     """Interface. Latents have unit variance; `decode` continues the stream that its cache remembers."""
 
     latent_channels: int
+    latent_mean: Tensor
+    latent_std: Tensor
 
     def encode(self, frames: Tensor) -> Tensor:
         """uint8 frames (B, T, H, W, 3), T >= 1 -> latents (B, C, ceil(T / 4), H / 8, W / 8)."""

@@ -127,7 +127,8 @@ class HistoryEmbedder(nn.Module):
         valid, times = layout.valid_slots(lengths), layout.slot_times(lengths)
         starts = (0, 1, 1 + layout.num_4x, 1 + layout.num_4x + layout.num_2x)
         scales = (("1x", 0, 1), ("4x", starts[1], layout.num_4x), ("2x", starts[2], layout.num_2x))
-        tokens, positions, masks, groups, weights = [], [], [], [], []
+        tokens, positions, masks, groups = [], [], [], []
+        weights: list[Tensor] = []
         for name, start, count in (*scales, ("1x", starts[3], layout.num_1x)):
             if count == 0:
                 continue
@@ -149,7 +150,7 @@ class HistoryEmbedder(nn.Module):
             tokens.append(embedded.flatten(1, 2))
             positions.append(position.flatten(1, 2))
             masks.append((covered.sum(-1) > 0).repeat_interleave(per_group, dim=1))
-            first_group = sum(len(weight[0]) for weight in weights)
+            first_group = sum(weight.shape[1] for weight in weights)
             groups.append(first_group + torch.arange(num_groups, device=slots.device).repeat_interleave(per_group))
             weights.append(covered / covered.sum(-1, keepdim=True).clamp(min=1))
         return PackedHistory(

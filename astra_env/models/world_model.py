@@ -149,14 +149,15 @@ class WorldModel(nn.Module):
         B = len(frames)
         names = (modality,) * B if isinstance(modality, str) else tuple(modality)
         if len(names) != B or not self.modalities.keys() >= set(names):
-            raise ValueError(f"modality is {modality!r}, expected one of {sorted(self.modalities)} for each of {B} worlds.")
+            known = sorted(self.modalities)
+            raise ValueError(f"modality is {modality!r}, expected one of {known} for each of {B} worlds.")
         latents = self.autoencoder.encode(frames.to(self.device))
         T, (h, w) = latents.shape[2], latents.shape[-2:]
         past = latents.new_zeros(B, T, self.action_dim)
         present = latents.new_zeros(B, T)
         if actions is not None:
             if actions.shape[1] != T - 1:
-                raise ValueError(f"{actions.shape[1]} actions came with {T} latents, expected {T - 1}: one between two.")
+                raise ValueError(f"{actions.shape[1]} actions came with {T} latents, expected {T - 1}.")
             past[:, 1:], present[:, 1:] = self.normalise(actions.to(self.device), names), 1
         window = self.layout.size - 1
         return WorldState(
@@ -203,9 +204,8 @@ class WorldModel(nn.Module):
         """
         actions = actions.to(self.device)
         normalised = self.normalise(actions[:, None] if actions.ndim == 2 else actions, state.modality)
-        cache, _ = self.transformer.encode_history(
-            state.latents, state.lengths, *self._cast(state.actions, state.action_present), state.modality
-        )
+        past, known = self._cast(state.actions, state.action_present)
+        cache, _ = self.transformer.encode_history(state.latents, state.lengths, past, known, state.modality)
         present = torch.ones_like(normalised[..., 0])
         scale = self.sampling.guidance_scale if guidance_scale is None else guidance_scale
         features = self._features(normalised, present, state.modality)
@@ -222,16 +222,16 @@ class WorldModel(nn.Module):
             return free + scale * (following - free)
 
         noise = self._noise(state, normalised.shape[1], generators)
-        sigmas = shifted_sigmas(
-            self.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps, self.sampling.shift
-        )
+        num = self.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
+        sigmas = shifted_sigmas(num, self.sampling.shift)
         return state.advance(denoise(velocity, noise, sigmas.to(self.device)), normalised, self.layout)
 
     def _cast(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(tensor.to(self.transformer.head.weight.dtype) for tensor in tensors)
 
     def _features(self, actions: Tensor, present: Tensor, modality: Sequence[str]) -> ActionFeatures:
-        return self.transformer.action_features(*self._cast(actions, present), modality)
+        actions, present = self._cast(actions, present)
+        return self.transformer.action_features(actions, present, modality)
 
     def _noise(self, state: WorldState, n: int, generators: Sequence[torch.Generator] | None) -> Tensor:
         """Standard normal (B, C, n, h, w), drawn on the CPU row by row, so that it depends on nothing but the row."""

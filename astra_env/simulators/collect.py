@@ -1,6 +1,7 @@
 """Record episodes from the robot simulator: random, scripted and mixed behaviour, one npz file an episode.
 
-An episode's file names its task and seed: ``RobotSimulator(task).reset(seed=seed)`` and the recorded actions reproduce it.
+An episode's file names its task and seed: ``RobotSimulator(task).reset(seed=seed)`` and the recorded actions
+reproduce it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from astra_env import geometry
 from astra_env.actions import ACTION_MODALITIES
+from astra_env.simulators import arm
 
 NUM_CHUNKS = 24
 HELDOUT_SEED = 1_000_000
@@ -30,8 +31,7 @@ Behaviour = Callable[[dict[str, Any]], np.ndarray]
 """Last ``info`` of the simulator -> action (7,); keeps its own progress."""
 
 _MODALITY = ACTION_MODALITIES["end_effector"]
-_LOW, _HIGH = np.array(_MODALITY.low), np.array(_MODALITY.high)
-_HOME_ROTATION = np.diag([1.0, -1.0, -1.0])
+_HIGH = np.array(_MODALITY.high)
 _worker_simulators: dict[str, Any] = {}
 
 
@@ -42,6 +42,7 @@ class EpisodeJob:
     path: str
     split: str
     seed: int
+    num_chunks: int
 
 
 def random_behaviour(rng: np.random.Generator) -> Behaviour:
@@ -74,7 +75,7 @@ def scripted_behaviour(rng: np.random.Generator, cube: int = 0) -> Behaviour:
         nonlocal phase, count, goal
         position, target = info["pose"][:3, 3], info["objects"][cube]
         offset = target - position
-        near = np.linalg.norm(offset[:2])
+        near = float(np.linalg.norm(offset[:2]))
         count += 1
         if phase == "reach" and near < 0.015 and offset[2] > -0.10:
             phase, count = "descend", 0
@@ -91,7 +92,7 @@ def scripted_behaviour(rng: np.random.Generator, cube: int = 0) -> Behaviour:
         elif phase == "release" and count >= 3:
             phase, count = "reach", 0
         motion = _scripted_motion(phase, offset, goal - position, near)
-        rpy = geometry.matrix_to_rpy(info["pose"][:3, :3] @ _HOME_ROTATION.T)
+        rpy = arm.wrist_rpy(info["pose"])
         turn = np.clip(-rpy, -0.25, 0.25) if upright or phase in ("reach", "descend") else np.zeros(3)
         action = np.concatenate([motion, turn, [float(phase in ("close", "carry"))]])
         if phase in ("reach", "carry"):
@@ -125,7 +126,7 @@ def push_behaviour(rng: np.random.Generator, cube: int = 0) -> Behaviour:
         away = np.linalg.norm((beside - position)[:2])
         if not pushing:
             height = 0.09 if away > 0.02 else 0.0
-            pushing = away < 0.02 and position[2] - target[2] < 0.02
+            pushing = bool(away < 0.02 and position[2] - target[2] < 0.02)
             motion = beside + np.array([0, 0, height]) - position
         else:
             motion = 0.04 * direction
@@ -187,7 +188,15 @@ def record_episode(simulator: Any, name: str, seed: int, num_chunks: int = NUM_C
     return arrays | {"actions": np.stack(actions), "reward": np.array(rewards, np.float32), "success": success}
 
 
-def collect(out: str | Path, *, episodes: int = 2100, heldout: int = 300, workers: int = 2, seed: int = 0) -> Path:
+def collect(
+    out: str | Path,
+    *,
+    episodes: int = 2000,
+    heldout: int = 200,
+    workers: int = 2,
+    seed: int = 0,
+    num_chunks: int = NUM_CHUNKS,
+) -> Path:
     """Record ``episodes`` training and ``heldout`` held-out episodes under ``out``; files that exist are kept.
 
     Returns the path of the manifest ``dataset.json``, which is written when all episodes are there.
@@ -197,7 +206,7 @@ def collect(out: str | Path, *, episodes: int = 2100, heldout: int = 300, worker
     for split, count, first in (("train", episodes, seed), ("heldout", heldout, HELDOUT_SEED + seed)):
         (out / split).mkdir(parents=True, exist_ok=True)
         paths = [out / split / f"episode_{index:05d}.npz" for index in range(count)]
-        jobs += [EpisodeJob(str(p), split, first + i) for i, p in enumerate(paths) if not p.exists()]
+        jobs += [EpisodeJob(str(p), split, first + i, num_chunks) for i, p in enumerate(paths) if not p.exists()]
     # both splits grow together, so that an interrupted collection is usable
     order = np.random.default_rng(seed).permutation(len(jobs))
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
@@ -205,7 +214,7 @@ def collect(out: str | Path, *, episodes: int = 2100, heldout: int = 300, worker
         for _ in tqdm(done, total=len(jobs), unit="episode", mininterval=5):
             pass
     manifest = out / "dataset.json"
-    _write(manifest, json.dumps(_manifest(out, seed), indent=2).encode())
+    _write(manifest, json.dumps(_manifest(out, seed, num_chunks), indent=2).encode())
     return manifest
 
 
@@ -217,7 +226,7 @@ def _run_job(job: EpisodeJob) -> None:
     behaviour = str(choice.choice(list(BEHAVIOURS), p=list(BEHAVIOURS.values())))
     if task not in _worker_simulators:
         _worker_simulators[task] = RobotSimulator(task)
-    arrays = record_episode(_worker_simulators[task], behaviour, job.seed)
+    arrays = record_episode(_worker_simulators[task], behaviour, job.seed, job.num_chunks)
     meta = {
         "task": task,
         "text": TEXT,
@@ -236,7 +245,7 @@ def _run_job(job: EpisodeJob) -> None:
     }
     temporary = f"{job.path}.{os.getpid()}.tmp"
     with open(temporary, "wb") as file:
-        np.savez_compressed(file, meta=np.array(json.dumps(meta)), **arrays)
+        np.savez_compressed(file, meta=np.array(json.dumps(meta)), **arrays)  # type: ignore[arg-type]
     os.replace(temporary, job.path)
 
 
@@ -244,19 +253,19 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("robosuite", "mujoco", "numpy")}
 
 
-def _manifest(out: Path, seed: int) -> dict[str, Any]:
+def _manifest(out: Path, seed: int, num_chunks: int) -> dict[str, Any]:
     from astra_env.simulators import robot
 
     return {
         "counts": {split: len(list((out / split).glob("episode_*.npz"))) for split in ("train", "heldout")},
-        "num_chunks": NUM_CHUNKS,
+        "num_chunks": num_chunks,
         "chunk_frames": robot.CHUNK_FRAMES,
         "fps": robot.FPS,
         "frame_size": robot.FRAME_SIZE,
         "camera": robot.CAMERA,
-        "workspace_m": [robot.WORKSPACE_LOW.tolist(), robot.WORKSPACE_HIGH.tolist()],
-        "max_tilt_rad": robot.MAX_TILT,
-        "max_yaw_rad": robot.MAX_YAW,
+        "workspace_m": [arm.WORKSPACE_LOW.tolist(), arm.WORKSPACE_HIGH.tolist()],
+        "max_tilt_rad": arm.MAX_TILT,
+        "max_yaw_rad": arm.MAX_YAW,
         "behaviours": BEHAVIOURS,
         "tasks": TASK_SHARES,
         "first_seeds": {"train": seed, "heldout": HELDOUT_SEED + seed},

@@ -6,6 +6,7 @@ space control makes the arm follow it. ``reset(seed=s)`` and the same actions gi
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from typing import Any
@@ -18,6 +19,8 @@ import numpy as np
 
 from astra_env import geometry
 from astra_env.actions import ACTION_MODALITIES
+from astra_env.simulators import arm
+from astra_env.simulators.arm import TABLE_Z, WORKSPACE_HIGH, WORKSPACE_LOW
 
 try:
     import mujoco
@@ -35,16 +38,10 @@ PHYSICS_STEP = 0.005
 """Seconds between two control updates."""
 CUBE_SIZE = 0.05
 """Edge of the cubes in metres; the gripper opens 0.08."""
-TABLE_Z = -0.112
-"""Height of the table top in the robot's base frame, metres."""
-WORKSPACE_LOW = np.array([0.45, -0.12, TABLE_Z + 0.015])
-WORKSPACE_HIGH = np.array([0.67, 0.12, TABLE_Z + 0.18])
-MAX_TILT, MAX_YAW = 0.4, 0.8
-LEASH = (0.03, 0.15)
-"""Metres and radians that the commanded pose may be away from the measured pose when an action begins."""
 LIFT_HEIGHT = 0.04
+"""Metres above its place on the table from where a cube counts as lifted."""
 CAMERA = {"azimuth": 130.0, "elevation": -32.0, "distance": 0.7, "lookat": (0.015, 0.013, 0.918)}
-"""A free MuJoCo camera: degrees, metres, and a point in world axes (the base stands at x = -0.56, z = 0.912)."""
+"""A free MuJoCo camera: degrees, metres, and a point in world axes."""
 TASKS: dict[str, tuple[str, tuple[str, ...]]] = {
     "lift": ("Lift", ("cube",)),
     "stack": ("Stack", ("cubeA", "cubeB")),
@@ -52,15 +49,11 @@ TASKS: dict[str, tuple[str, tuple[str, ...]]] = {
 """Task -> robosuite environment and its cubes, the red one first."""
 TEXT = "lift the red cube"
 
-_HOME_JOINTS = np.array([0.0, np.pi / 16, 0.0, -5 * np.pi / 6, 0.0, np.pi - 0.2, np.pi / 4])
-_HOME_ROTATION = np.diag([1.0, -1.0, -1.0])
-_STIFFNESS = np.array([400.0] * 6)
-_POSTURE_STIFFNESS = 10.0
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 _ARM_LINKS = tuple(f"robot0_link{i}_collision" for i in range(8))
 _HIDDEN = ("wall_", "table_leg", "fixed_mount0_", "robot0_g", "gripper0_right_hand_visual")
 _PLAIN_COLOURS = {
-    **{name: (0.92, 0.92, 0.92) for name in _ARM_LINKS},
+    **dict.fromkeys(_ARM_LINKS, (0.92, 0.92, 0.92)),
     "gripper0_right_hand_collision": (0.25, 0.3, 0.42),
     "gripper0_right_finger1_visual": (0.95, 0.6, 0.1),
     "gripper0_right_finger2_visual": (0.95, 0.6, 0.1),
@@ -68,6 +61,8 @@ _PLAIN_COLOURS = {
     "floor": (0.42, 0.4, 0.4),
 }
 _SUPERSAMPLE = 2
+_BASE = np.array([-0.56, 0.0, 0.912])
+"""Where the robot's base stands, in world axes."""
 
 
 class RobotSimulator(gymnasium.Env):
@@ -79,7 +74,7 @@ class RobotSimulator(gymnasium.Env):
     with one row for each frame.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": FPS}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": FPS}  # noqa: RUF012
 
     def __init__(self, task: str = "lift", render_mode: str | None = "rgb_array") -> None:
         if task not in TASKS:
@@ -91,22 +86,23 @@ class RobotSimulator(gymnasium.Env):
         self._model = _build_model(task)
         self._data = mujoco.MjData(self._model)
         self._renderer, self._camera, self._options = _make_renderer(self._model)
-        self._base = self._model.body("robot0_base").pos.copy()
-        self._base[:] = (-0.56, 0.0, 0.912)
+        # at exit the display ends before objects do, so a simulator left open is closed before it
+        atexit.register(self._renderer.close)
         self._site = self._model.site("gripper0_right_grip_site").id
         self._cubes = [self._model.body(f"{name}_main").id for name in TASKS[task][1]]
         self._cube_qpos = [int(self._model.joint(f"{name}_joint0").qposadr[0]) for name in TASKS[task][1]]
-        pads = [self._model.geom(f"gripper0_right_finger{i}_pad_collision").id for i in (1, 2)]
-        self._pads, self._red = pads, self._model.geom(f"{TASKS[task][1][0]}_g0").id
-        self._target = np.eye(4)
-        self._closed = 0.0
+        self._pads = [self._model.geom(f"gripper0_right_finger{i}_pad_collision").id for i in (1, 2)]
+        self._red = self._model.geom(f"{TASKS[task][1][0]}_g0").id
+        self._target, self._closed = np.eye(4), 0.0
         self._frame = np.zeros((FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """Place cubes and gripper at random; everything follows from ``seed``."""
         super().reset(seed=seed)
-        rng = self.np_random
         mujoco.mj_resetData(self._model, self._data)
+        rng = self.np_random
         cubes = self._place_cubes(rng)
         self._closed = float(rng.random() < 0.25)
         while True:
@@ -114,8 +110,8 @@ class RobotSimulator(gymnasium.Env):
             clearance = np.linalg.norm(cubes[:, :2] - position[:2], axis=1).min()
             if clearance > 0.10 or position[2] > TABLE_Z + CUBE_SIZE + 0.04:
                 break
-        rpy = rng.uniform(-1, 1, 3) * 0.5 * np.array([MAX_TILT, MAX_TILT, MAX_YAW])
-        self._target = geometry.make_pose(geometry.rpy_to_matrix(rpy) @ _HOME_ROTATION, position)
+        rpy = rng.uniform(-1, 1, 3) * 0.5 * np.array([arm.MAX_TILT, arm.MAX_TILT, arm.MAX_YAW])
+        self._target = geometry.make_pose(geometry.rpy_to_matrix(rpy) @ arm.HOME_ROTATION, position)
         self._solve_joints()
         for _ in range(10):
             self._control(self._target, np.zeros(6))
@@ -125,8 +121,8 @@ class RobotSimulator(gymnasium.Env):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Hold one action (7,) for 0.2 s; the reward is in [0, 1] and an episode never ends by itself."""
         action = self.modality.validate(action).astype(np.float64)
-        start = self._leashed(self._target)
-        end = _inside_workspace(self.modality.integrate(start, action[None])[1])
+        start = arm.leashed(self._target, self._pose())
+        end = arm.inside_workspace(self.modality.integrate(start, action[None])[1])
         turn = geometry.matrix_to_axis_angle(end[:3, :3] @ start[:3, :3].T)
         path = np.concatenate([end[:3, 3] - start[:3, 3], turn])
         velocity = path * FPS / CHUNK_FRAMES
@@ -151,6 +147,7 @@ class RobotSimulator(gymnasium.Env):
 
     def close(self) -> None:
         """Free the graphics context."""
+        atexit.unregister(self._renderer.close)
         self._renderer.close()
 
     def get_state(self) -> dict[str, np.ndarray]:
@@ -176,44 +173,34 @@ class RobotSimulator(gymnasium.Env):
                 if all(np.linalg.norm(position - other) > 2 * CUBE_SIZE for other in placed):
                     break
             half_yaw = rng.uniform(-np.pi, np.pi) / 2
-            self._data.qpos[address : address + 3] = position + self._base
+            self._data.qpos[address : address + 3] = position + _BASE
             self._data.qpos[address + 3 : address + 7] = (np.cos(half_yaw), 0, 0, np.sin(half_yaw))
             placed.append(position)
         return np.stack(placed)
 
     def _solve_joints(self) -> None:
         """Inverse kinematics by damped least squares: put the arm at the commanded pose at rest."""
-        data, joints = self._data, _HOME_JOINTS.copy()
+        data, joints = self._data, arm.HOME_JOINTS.copy()
         finger = 0.04 * (1 - self._closed)
         data.qpos[7:9] = finger, -finger
         for _ in range(60):
             data.qpos[:7] = joints
             mujoco.mj_kinematics(self._model, data)
             mujoco.mj_comPos(self._model, data)
-            error, jacobian = self._error(self._target), self._jacobian()
-            pull = 0.02 * (_HOME_JOINTS - joints)
-            step = jacobian.T @ np.linalg.solve(jacobian @ jacobian.T + 1e-4 * np.eye(6), error - jacobian @ pull) + pull
-            joints = joints + step
+            joints = joints + arm.joint_step(joints, arm.pose_error(self._pose(), self._target), self._jacobian())
         data.qpos[:7] = joints
         mujoco.mj_forward(self._model, data)
 
     def _control(self, target: np.ndarray, velocity: np.ndarray) -> None:
-        """One physics step towards ``target`` (4, 4) that moves with ``velocity`` (6,), by operational space control."""
+        """One physics step towards ``target`` (4, 4), which moves with ``velocity`` (6,)."""
         model, data = self._model, self._data
         mujoco.mj_step1(model, data)
-        jacobian = self._jacobian()
         mass = np.zeros((model.nv, model.nv))
         mujoco.mj_fullM(model, mass, data.qM)
-        mass = mass[:7, :7]
-        speed = data.qvel[:7]
-        damping = 2 * np.sqrt(_STIFFNESS)
-        wanted = _STIFFNESS * self._error(target) + damping * (velocity - jacobian @ speed)
-        mass_inverse_jt = np.linalg.solve(mass, jacobian.T)
-        inertia = np.linalg.pinv(jacobian @ mass_inverse_jt, rcond=1e-3)
-        torque = jacobian.T @ (inertia @ wanted)
-        # the arm has a seventh joint: pull it home without moving the gripper
-        posture = mass @ (_POSTURE_STIFFNESS * (_HOME_JOINTS - data.qpos[:7]) - 2 * _POSTURE_STIFFNESS**0.5 * speed)
-        torque += posture - jacobian.T @ (inertia @ (mass_inverse_jt.T @ posture)) + data.qfrc_bias[:7]
+        error, jacobian = arm.pose_error(self._pose(), target), self._jacobian()
+        joints, speed = data.qpos[:7], data.qvel[:7]
+        spring, posture = arm.joint_torques(error, velocity, jacobian, mass[:7, :7], joints, speed)
+        torque = spring + (posture + data.qfrc_bias[:7])
         finger = 0.04 * (1 - self._closed)
         data.ctrl[:7] = np.clip(torque, model.actuator_ctrlrange[:7, 0], model.actuator_ctrlrange[:7, 1])
         data.ctrl[7:9] = finger, -finger
@@ -224,32 +211,19 @@ class RobotSimulator(gymnasium.Env):
         mujoco.mj_jacSite(self._model, self._data, jacobian[:3], jacobian[3:], self._site)
         return jacobian[:, :7]
 
-    def _error(self, target: np.ndarray) -> np.ndarray:
-        pose = self._pose()
-        turn = geometry.matrix_to_axis_angle(target[:3, :3] @ pose[:3, :3].T)
-        return np.concatenate([target[:3, 3] - pose[:3, 3], turn])
-
     def _pose(self) -> np.ndarray:
         data = self._data
-        return geometry.make_pose(data.site_xmat[self._site].reshape(3, 3), data.site_xpos[self._site] - self._base)
-
-    def _leashed(self, target: np.ndarray) -> np.ndarray:
-        """Bring the commanded pose near the measured one, so that pushing against the table does not pile up."""
-        pose, error = self._pose(), self._error(target)
-        lengths = np.linalg.norm(error.reshape(2, 3), axis=1)
-        move, turn = error.reshape(2, 3) * np.minimum(1.0, np.array(LEASH) / np.maximum(lengths, 1e-9))[:, None]
-        return geometry.make_pose(geometry.axis_angle_to_matrix(turn) @ pose[:3, :3], pose[:3, 3] + move)
+        return geometry.make_pose(data.site_xmat[self._site].reshape(3, 3), data.site_xpos[self._site] - _BASE)
 
     def _draw(self) -> np.ndarray:
         self._renderer.update_scene(self._data, self._camera, self._options)
-        large = self._renderer.render().astype(np.uint16)
-        parts = large.reshape(FRAME_SIZE, _SUPERSAMPLE, FRAME_SIZE, _SUPERSAMPLE, 3)
-        return ((parts.sum(axis=(1, 3)) + _SUPERSAMPLE) // _SUPERSAMPLE**2).astype(np.uint8)
+        parts = self._renderer.render().reshape(FRAME_SIZE, _SUPERSAMPLE, FRAME_SIZE, _SUPERSAMPLE, 3)
+        return ((parts.sum(axis=(1, 3), dtype=np.uint16) + _SUPERSAMPLE) // _SUPERSAMPLE**2).astype(np.uint8)
 
     def _record(self, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
         mujoco.mj_kinematics(self._model, self._data)
         closed = float(np.clip(1 - (self._data.qpos[7] - self._data.qpos[8]) / 0.08, 0, 1))
-        return self._pose(), target.copy(), closed, self._data.xpos[self._cubes] - self._base
+        return self._pose(), target.copy(), closed, self._data.xpos[self._cubes] - _BASE
 
     def _info(self, records: list[tuple], frames: list[np.ndarray]) -> dict[str, Any]:
         poses, targets, closed, objects = (np.stack([record[i] for record in records]) for i in range(4))
@@ -267,7 +241,7 @@ class RobotSimulator(gymnasium.Env):
         }
 
     def _lifted(self) -> bool:
-        height = self._data.xpos[self._cubes[0]][2] - self._base[2]
+        height = self._data.xpos[self._cubes[0]][2] - _BASE[2]
         return bool(height > TABLE_Z + CUBE_SIZE / 2 + LIFT_HEIGHT)
 
     def reward(self) -> float:
@@ -279,18 +253,12 @@ class RobotSimulator(gymnasium.Env):
         return float(0.6 * (1 - np.tanh(8 * distance)) + 0.2 * touching.issuperset(self._pads))
 
 
-def _inside_workspace(pose: np.ndarray) -> np.ndarray:
-    """Clip a commanded pose to the workspace box and to the tilt and yaw that the wrist may have."""
-    rpy = geometry.matrix_to_rpy(pose[:3, :3] @ _HOME_ROTATION.T)
-    limits = np.array([MAX_TILT, MAX_TILT, MAX_YAW])
-    rotation = geometry.rpy_to_matrix(np.clip(rpy, -limits, limits)) @ _HOME_ROTATION
-    return geometry.make_pose(rotation, np.clip(pose[:3, 3], WORKSPACE_LOW, WORKSPACE_HIGH))
-
-
 def _build_model(task: str) -> mujoco.MjModel:
     """Compile robosuite's scene with larger cubes, without the collisions and ornaments that nothing here needs."""
     environment, cubes = TASKS[task]
-    scene = robosuite.make(environment, robots="Panda", has_renderer=False, has_offscreen_renderer=False, use_camera_obs=False)
+    scene = robosuite.make(
+        environment, robots="Panda", has_renderer=False, has_offscreen_renderer=False, use_camera_obs=False
+    )
     spec = mujoco.MjSpec.from_string(scene.sim.model.get_xml())
     scene.close()
     spec.option.timestep = PHYSICS_STEP
@@ -310,7 +278,7 @@ def _build_model(task: str) -> mujoco.MjModel:
 
 
 def _simplify(geom: mujoco.MjsGeom) -> None:
-    """Show the arm by its coarse collision shapes in plain colours, and switch off the collisions of its upper links."""
+    """Show the arm by its coarse collision shapes in plain colours; its upper links collide with nothing."""
     name = geom.name
     if name in _ARM_LINKS:
         geom.contype = geom.conaffinity = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from astra_env.training.episodes import encode_episodes, load_episodes
 from astra_env.training.rewards import fit_rewards
 from astra_env.training.world_model import Recipe, fit_world_model
 
-BUDGETS = {"cpu": (4000, 7000), "gpu": (20000, 100000)}  # autoencoder steps, transformer steps
+BUDGETS = {"cpu": (4000, 10000), "gpu": (20000, 100000)}  # autoencoder steps, transformer steps
 
 
 @dataclass(frozen=True)
@@ -79,5 +79,7 @@ def train(config: TrainConfig) -> Path:
     world_model.save_pretrained(checkpoint)
     fit_rewards(latents, episodes, heldout_latents, heldout, checkpoint)
     write_start_states(heldout, checkpoint)
-    os.replace(out / "train_config.json", checkpoint / "train_config.json")
+    for source in (out / "train_config.json", out / "log.jsonl", Path(config.data) / "dataset.json"):
+        if source.is_file():
+            shutil.copy(source, checkpoint)
     return checkpoint

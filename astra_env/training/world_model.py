@@ -107,12 +107,11 @@ def training_loss(
     noisy = add_noise(target.repeat(2, 1, 1, 1, 1), noise, sigma)
     transformer = world_model.transformer
     with torch.autocast(device.type, torch.bfloat16):
-        history = (slots, state["lengths"], state["past"], state["present"])
-        cache, past = transformer.encode_history(*(t.to(device) for t in history), (modality,) * B)
+        lengths, actions_before, known = (state[key].to(device) for key in ("lengths", "past", "present"))
+        cache, past = transformer.encode_history(slots.to(device), lengths, actions_before, known, (modality,) * B)
         features = transformer.action_features(actions.to(device), present.to(device), (modality,) * B)
         features = type(features)(features.values.repeat(1, 2, 1, 1), features.routing)
-        rows = torch.arange(B).repeat(2)
-        cache = cache.select(rows)
+        cache = cache.select(torch.arange(B).repeat(2))
         velocity = transformer(noisy.to(device), sigma.to(device), features, cache)
     truth = (noise - target.repeat(2, 1, 1, 1, 1)).to(device)
     balancing = past.load_balancing_loss() + features.load_balancing_loss()

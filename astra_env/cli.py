@@ -1,0 +1,130 @@
+"""`astra-env`: list the environments, watch the demo, record real episodes, train a world."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import typing
+from collections.abc import Callable, Sequence
+
+from astra_env.envs import ENVIRONMENTS
+
+# Spinning OpenMP threads slow a small model down many times over on a machine that does anything else; it has to
+# be said before torch loads.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A subcommand. Its options are added only when it is the one called, since some come from heavy modules."""
+
+    help: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command; what a user can put right is told in one sentence, with exit code 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="astra-env", description=__doc__)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=command.help, description=command.help)
+        if arguments[:1] == [name]:
+            command.add_options(subparser)
+    options = parser.parse_args(arguments)
+    try:
+        COMMANDS[options.command].run(options)
+    except (ImportError, OSError, ValueError) as error:
+        print(f"astra-env {options.command}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\nastra-env {options.command}: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _list(options: argparse.Namespace) -> None:
+    from astra_env.actions import ACTION_MODALITIES
+    from astra_env.models.checkpoint import BUNDLED
+
+    for name, spec in ENVIRONMENTS.items():
+        modality = ACTION_MODALITIES[spec.modality]
+        print(f"{name}: {spec.description}")
+        print(f"  {modality.name} actions at {modality.rate_hz:g} Hz, frame {modality.frame}")
+        for field, unit, low, high in zip(modality.fields, modality.units, modality.low, modality.high, strict=True):
+            print(f"    {field:<8} {low:>6g} to {high:<6g} {unit}")
+    names = sorted(config.parent.name for config in BUNDLED.glob("*/config.json"))
+    print(f"Bundled world models: {', '.join(names) or 'none'}")
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", default="outputs/demo", help="folder for demo.mp4 and demo.rrd (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="noise of the world and of the planner (%(default)s)")
+    parser.add_argument("--world-model", default="astra-tiny", help="bundled name or checkpoint folder (%(default)s)")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from astra_env.demo import run_demo
+
+    run_demo(options.out, seed=options.seed, world_model=options.world_model)
+
+
+def _add_collect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=["robot"], help="the simulator to record")
+    parser.add_argument("--out", required=True, help="folder of the episodes; those it has are kept")
+    parser.add_argument("--episodes", type=int, default=2100, help="training episodes (%(default)s)")
+    parser.add_argument("--heldout", type=int, default=300, help="held-out episodes (%(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first training episode (%(default)s)")
+
+
+def _collect(options: argparse.Namespace) -> None:
+    from astra_env.simulators.collect import collect
+
+    manifest = collect(
+        options.out,
+        episodes=options.episodes,
+        heldout=options.heldout,
+        workers=options.workers,
+        seed=options.seed,
+    )
+    print(f"{manifest} describes the episodes beside it.")
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    """One flag for every field of TrainConfig; DATA is positional."""
+    from astra_env.training import TrainConfig
+
+    types = typing.get_type_hints(TrainConfig)
+    parser.add_argument("data", metavar="DATA", help="folder of recorded episodes")
+    for field in dataclasses.fields(TrainConfig)[1:]:
+        kind = next(part for part in (*typing.get_args(types[field.name]), types[field.name]) if part is not type(None))
+        required = field.default is dataclasses.MISSING
+        action = argparse.BooleanOptionalAction if kind is bool else "store"
+        flag = "--" + field.name.replace("_", "-")
+        options: dict[str, typing.Any] = {"required": True} if required else {"default": field.default}
+        if kind is not bool:
+            options["type"] = kind
+        parser.add_argument(flag, action=action, help=None if required else "default: %(default)s", **options)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from astra_env.training import TrainConfig, train
+
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)}
+    checkpoint = train(TrainConfig(**values))
+    print(f"{checkpoint} is the trained world; watch it with: astra-env demo --world-model {checkpoint}")
+
+
+def _add_nothing(parser: argparse.ArgumentParser) -> None:
+    """For commands without options."""
+
+
+COMMANDS: dict[str, Command] = {
+    "list": Command("print the environments, their actions and the bundled worlds", _add_nothing, _list),
+    "demo": Command("imagine scripted actions and a plan; write an MP4 and a Rerun recording", _add_demo, _demo),
+    "collect": Command("record episodes in the real simulator (needs: make simulators)", _add_collect, _collect),
+    "train": Command("fit a world to recorded episodes; resumes when called again", _add_train, _train),
+}

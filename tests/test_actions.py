@@ -1,0 +1,102 @@
+"""Action modalities: every row of the table has spaces, bounds and motions that agree with one another."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from astra_env import geometry
+from astra_env.actions import ACTION_MODALITIES
+
+RNG = np.random.default_rng(0)
+START = geometry.make_pose(geometry.rpy_to_matrix([0.2, -0.1, 0.7]), [0.5, 0.1, 0.2])
+
+
+@pytest.fixture(params=ACTION_MODALITIES.values(), ids=ACTION_MODALITIES)
+def modality(request):
+    return request.param
+
+
+def random_actions(modality, *batch: int) -> np.ndarray:
+    return RNG.uniform(modality.low, modality.high, (*batch, modality.action_dim)).astype(np.float32)
+
+
+def test_a_row_is_consistent(modality):
+    assert ACTION_MODALITIES[modality.name] is modality
+    assert len(modality.units) == len(modality.low) == len(modality.high) == modality.action_dim
+    assert set(modality.absolute) <= set(modality.fields)
+    space = modality.space()
+    assert space.shape == (modality.action_dim,)
+    assert space.dtype == np.float32
+    assert (space.low < space.high).all()
+
+
+def test_every_field_has_a_key_and_every_key_a_legal_action(modality):
+    assert {field for field, _ in modality.keys.values()} == set(modality.fields)
+    for field, share in modality.keys.values():
+        action = np.zeros(modality.action_dim, np.float32)
+        index = modality.fields.index(field)
+        action[index] = share * modality.high[index]
+        assert modality.space().contains(action)
+
+
+def test_validate_accepts_what_the_space_samples(modality):
+    space = modality.space()
+    for action in (space.sample(), space.low, space.high, space.sample().astype(np.float64).tolist()):
+        valid = modality.validate(action)
+        assert valid.dtype == np.float32
+        np.testing.assert_allclose(valid, action, rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_validate_refuses_what_is_not_finite_even_to_clip(modality, value):
+    action = np.zeros(modality.action_dim)
+    action[0] = value
+    with pytest.raises(ValueError, match="not finite"):
+        modality.validate(action, clip=True)
+
+
+def test_validate_refuses_shape_dtype_and_bounds(modality):
+    with pytest.raises(ValueError, match="shape"):
+        modality.validate(np.zeros(modality.action_dim + 1))
+    with pytest.raises(ValueError, match="shape"):
+        modality.validate(np.float32(0))
+    with pytest.raises(ValueError, match="dtype"):
+        modality.validate(np.zeros(modality.action_dim, bool))
+    for index, field in enumerate(modality.fields):
+        action = np.zeros(modality.action_dim)
+        action[index] = modality.high[index] * 1.01
+        with pytest.raises(ValueError, match=rf"bounds .* of {field}"):
+            modality.validate(action)
+        np.testing.assert_allclose(modality.validate(action, clip=True)[index], modality.high[index], rtol=1e-6)
+
+
+def test_combine_undoes_split(modality):
+    actions = random_actions(modality, 3, 6)
+    parts = modality.split(actions, 4)
+    assert parts.shape == (3, 6, 4, modality.action_dim)
+    np.testing.assert_allclose(modality.combine(parts), actions, atol=1e-6)
+
+
+def test_split_divides_changes_and_repeats_absolute_values(modality):
+    action = random_actions(modality)
+    parts = modality.split(action, 5)
+    for index, field in enumerate(modality.fields):
+        share = 1 if field in modality.absolute else 5
+        np.testing.assert_allclose(parts[:, index], action[index] / share, rtol=1e-6)
+
+
+def test_actions_found_from_poses_lead_through_them(modality):
+    actions = random_actions(modality, 12)
+    poses = modality.integrate(START, actions)
+    assert poses.shape == (13, 4, 4)
+    absolute = np.concatenate([[0.0], actions[:, -1]])
+    np.testing.assert_allclose(modality.from_poses(poses, absolute), actions, atol=1e-6)
+
+
+def test_an_end_effector_turns_about_the_base_axes_and_stays_in_place():
+    modality = ACTION_MODALITIES["end_effector"]
+    action = np.array([0, 0, 0, 0, 0, 0.25, 1.0])
+    end = modality.integrate(START, action[None])[1]
+    np.testing.assert_allclose(end[:3, 3], START[:3, 3])
+    np.testing.assert_allclose(end[:3, :3], geometry.rpy_to_matrix([0, 0, 0.25]) @ START[:3, :3], atol=1e-12)

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from tiny import episode, random_actions, random_frames, save_checkpoint
+
+import astra_env  # noqa: F401  registers the ids
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    return str(save_checkpoint(tmp_path_factory.mktemp("world")))
+
+
+@pytest.fixture
+def make(checkpoint):
+    def make_env(**options) -> gym.Env:
+        return gym.make("Astra-RT1-v0", world_model=checkpoint, device="cpu", **options)
+
+    return make_env
+
+
+def actions_of(num: int, seed: int = 0) -> np.ndarray:
+    return random_actions(num, seed=seed).numpy()
+
+
+def assert_same(episodes, *, equal: bool = True) -> None:
+    first, second = episodes
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True)) == equal
+
+
+def test_a_picture_starts_a_world(make, tmp_path):
+    import cv2
+
+    image = random_frames(1, 1)[0, 0].numpy()
+    env = make()
+    from_array = episode(env, seed=1, options={"image": image})
+    path = tmp_path / "picture.png"
+    assert cv2.imwrite(str(path), image[..., ::-1])
+    for given in (path, str(path)):
+        assert_same([episode(env, seed=1, options={"image": given}), from_array])
+    other = episode(env, seed=1, options={"image": 255 - image})
+    assert_same([other, from_array], equal=False)
+    assert env.unwrapped.state.lengths.tolist() == [4]
+
+
+def test_a_larger_picture_is_cropped_and_resized(make):
+    left, right = np.zeros((64, 48, 3), np.uint8), np.full((64, 48, 3), 255, np.uint8)
+    wide = np.concatenate([left, right], 1)  # 64 x 96, the middle third half dark, half bright
+    env = make(observation="latent")
+    env.reset(seed=1, options={"image": wide})
+    small = np.concatenate([np.zeros((32, 16, 3), np.uint8), np.full((32, 16, 3), 255, np.uint8)], 1)
+    expected = env.reset(seed=1, options={"image": small})[0]
+    np.testing.assert_allclose(env.reset(seed=1, options={"image": wide})[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("option", ["image", "goal"])
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((31, 40, 3), np.uint8),
+        np.zeros((40, 31, 3), np.uint8),
+        np.zeros((32, 32), np.uint8),
+        np.zeros((32, 32, 4), np.uint8),
+        np.zeros((32, 32, 3), np.float32),
+    ],
+    ids=["low", "narrow", "grey", "alpha", "float"],
+)
+def test_wrong_pictures_are_refused(make, option, image):
+    with pytest.raises(ValueError, match=r"expected uint8 \(H, W, 3\) with H, W of at least 32"):
+        make().reset(seed=1, options={option: image})
+
+
+def test_unreadable_pictures_are_named(make, tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    for name in ("text.png", "missing.png"):
+        with pytest.raises(ValueError, match=name):
+            make().reset(seed=1, options={"image": tmp_path / name})
+
+
+@pytest.mark.parametrize("num_frames", [1, 5, 40])
+def test_frames_start_a_world(make, num_frames):
+    frames = random_frames(1, num_frames)[0].numpy()
+    env = make()
+    env.reset(seed=1, options={"frames": frames})
+    assert env.unwrapped.state.lengths.tolist() == [-(-num_frames // 4)]
+    assert env.step(actions_of(1)[0])[0].shape == (32, 32, 3)
+
+
+def test_what_an_environment_shows_can_start_another(make):
+    env = make()
+    _, info = env.reset(seed=1)
+    make().reset(seed=1, options={"frames": info["frames"]})
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [np.zeros((4, 30, 30, 3), np.uint8), np.zeros((32, 32, 3), np.uint8), np.zeros((4, 32, 32, 3), np.float32)],
+    ids=["size", "one picture", "float"],
+)
+def test_wrong_frames_are_refused(make, frames):
+    with pytest.raises(ValueError, match=r"expected uint8 \(B, T, 32, 32, 3\)"):
+        make().reset(seed=1, options={"frames": frames})
+
+
+def test_starts_are_chosen_by_number(make):
+    env = make(observation="latent")
+    first = [env.reset(seed=1, options={"start": k})[0] for k in range(3)]
+    assert not np.array_equal(first[0], first[1]) and not np.array_equal(first[1], first[2])
+    assert env.unwrapped.state.lengths.tolist() == [3] and env.unwrapped.state.action_present.sum() == 2
+    drawn = [env.reset(seed=seed)[0] for seed in range(12)]
+    assert all(any(np.array_equal(seen, start) for start in first) for seen in drawn)
+    assert len({seen.tobytes() for seen in drawn}) == 3
+    for start in (-1, 3):
+        with pytest.raises(ValueError, match=f"start is {start}, expected 0 to 2"):
+            env.reset(options={"start": start})
+
+
+def test_unknown_options_are_refused(make):
+    with pytest.raises(ValueError, match=r"options \['picture'\], expected some of .*image"):
+        make().reset(options={"picture": None})
+
+
+def test_prompts_are_refused(make):
+    with pytest.raises(ValueError, match="takes no text"):
+        make().reset(options={"prompt": "lift the cube"})
+
+
+def test_a_goal_rewards_closeness(make):
+    env = make()
+    picture = random_frames(1, 1)[0, 0].numpy()
+    _, info = env.reset(seed=1, options={"image": picture, "goal": picture})
+    assert set(info["reward_terms"]) == {"goal_distance"}
+    assert info["reward_terms"]["goal_distance"] == pytest.approx(0, abs=1e-5)
+    _, reward, terminated, _, info = env.step(actions_of(1)[0])
+    values = env.unwrapped.objective(env.unwrapped.save_state().repeat(4)).tolist()
+    assert reward < -1e-3 and not terminated and reward == -info["reward_terms"]["goal_distance"]
+    assert values == pytest.approx([reward] * 4, rel=1e-3)
+    _, info = env.reset(seed=1)
+    assert "task_reward" in info["reward_terms"], "a goal lasts one episode"

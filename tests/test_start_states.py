@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny import random_actions, random_frames
+
+from astra_env.envs.start_states import FILE_NAME, StartStates
+
+
+@pytest.fixture
+def starts() -> StartStates:
+    return StartStates(random_frames(3, 9).numpy(), random_actions(3, 2).numpy())
+
+
+def test_a_file_holds_the_clips_exactly(starts, tmp_path):
+    starts.save(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [FILE_NAME]
+    for path in (tmp_path, tmp_path / FILE_NAME, str(tmp_path)):
+        loaded = StartStates.load(path)
+        assert len(loaded) == 3
+        for ours, theirs in ((loaded.frames, starts.frames), (loaded.actions, starts.actions)):
+            assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    for path in (tmp_path, tmp_path / "other.npz"):
+        with pytest.raises(FileNotFoundError, match=r"no start states at .*npz"):
+            StartStates.load(path)
+
+
+def test_a_damaged_file_is_named(starts, tmp_path):
+    starts.save(tmp_path)
+    file = tmp_path / FILE_NAME
+    whole = file.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"no archive at all"):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{FILE_NAME} is not an npz of frames and actions"):
+            StartStates.load(tmp_path)
+
+
+def test_an_archive_of_something_else_is_named(tmp_path):
+    np.savez(tmp_path / FILE_NAME, pictures=np.zeros(3))
+    with pytest.raises(ValueError, match=r"not an npz of frames and actions"):
+        StartStates.load(tmp_path)
+    np.savez(tmp_path / FILE_NAME, frames=np.array([{}], dtype=object), actions=np.zeros(1))
+    with pytest.raises(ValueError, match=r"not an npz of frames and actions"):
+        StartStates.load(tmp_path)
