@@ -81,6 +81,11 @@ def test_an_interrupted_transformer_run_ends_as_an_uninterrupted_one(world, tmp_
         assert len(entry["psnr_true"]) == len(entry["psnr_shuffled"]) == len(entry["psnr_still"]) == 2
 
 
+def test_validation_does_not_disturb_the_training(world, tmp_path):
+    runs = [walk(world, tmp_path / str(k), num_steps=4, validation=v) for k, v in enumerate((world[:2:-1], None))]
+    assert_same_weights(*runs)
+
+
 def test_an_interrupted_autoencoder_run_ends_as_an_uninterrupted_one(world, tmp_path, monkeypatch):
     def fit(folder):
         folder.mkdir(exist_ok=True)
