@@ -179,9 +179,7 @@ def _psnr(first: np.ndarray, second: np.ndarray) -> float:
 def _after(psnr: Sequence[float]) -> str:
     """The figures after 1, 5, 10, … steps and at the end."""
     steps = sorted({step for step in (1, 5, 10, 20, len(psnr)) if step <= len(psnr)})
-    return ", ".join(f"{psnr[step - 1]:.1f} dB after {step}" for step in steps) + (
-        " steps" if len(psnr) > 1 else " step"
-    )
+    return ", ".join(f"{psnr[step - 1]:.1f} dB after {step}" for step in steps) + " steps"
 
 
 def _summary(modality: ActionModality, actions: np.ndarray) -> str:

@@ -31,9 +31,7 @@ def read_video(path: str | Path) -> np.ndarray:
         with av.open(str(path)) as container:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     except (OSError, av.FFmpegError, IndexError) as error:
-        raise ValueError(
-            f"{path} cannot be read as a video ({error}); MP4, WebM, MKV and GIF work"
-        ) from error
+        raise ValueError(f"{path} cannot be read as a video ({error}); MP4, WebM, MKV and GIF work") from error
     if not frames:
         raise ValueError(f"{path} holds no video frames; MP4, WebM, MKV and GIF work")
     return np.stack(frames)
@@ -47,9 +45,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
     """
     frames = _checked(frames, ndim=4)
     if len(frames) == 0 or fps <= 0:
-        raise ValueError(
-            f"a video needs at least one frame and fps > 0, got {len(frames)} frames at {fps} fps"
-        )
+        raise ValueError(f"a video needs at least one frame and fps > 0, got {len(frames)} frames at {fps} fps")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = frames.shape[1:3]
@@ -174,9 +170,7 @@ def _checked(frames: np.ndarray, ndim: int) -> np.ndarray:
     return frames
 
 
-def _draw_bar(
-    frame: np.ndarray, box: tuple[int, int, int, int], value: tuple[float, float, float], unit: str
-) -> None:
+def _draw_bar(frame: np.ndarray, box: tuple[int, int, int, int], value: tuple[float, float, float], unit: str) -> None:
     """Fills a bar from zero to a value inside a box (left, top, width, height), in place.
 
     `value` is (value, low, high) with low <= 0 <= high, drawn to scale over the height of the box.

@@ -143,7 +143,7 @@ def first_light(
         },
         "open_loop": lambda: open_loop(bench, features, sizes.perceptual_episodes),
         "pose_estimator": lambda: estimator_report(
-            estimator, bench.heldout.frames, bench.poses, bench.world_model.autoencoder
+            estimator, bench.heldout.frames[:100], bench.poses[:100], bench.world_model.autoencoder
         ),
         "action_following": lambda: action_following(bench, estimator, sizes.starts),
         "sampling": lambda: sampling_table(bench, estimator, world_model, sizes),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from astra_env.models import WorldModel, WorldState
+from astra_env.models import WorldModel
 from astra_env.training.episodes import Episodes, load_episodes
 from benchmarks.metrics import PerceptualFeatures, psnr, ssim
 from benchmarks.pose_estimator import PoseEstimator, displacement, load_poses
@@ -61,16 +61,6 @@ def load_bench(data: str | os.PathLike[str], world_model: str, episodes: int) ->
 # 1. Open loop
 
 
-def imagine_frames(bench: Bench, state: WorldState, actions: Tensor, **sampling: Any) -> tuple[Tensor, WorldState]:
-    """Frames uint8 (B, 4 T, H, W, 3) imagined under actions (B, T, A), and the worlds after them."""
-    chunks = []
-    for index in range(actions.shape[1]):
-        state = bench.world_model.step(state, actions[:, index], **sampling)
-        state, frames = bench.world_model.decode(state)
-        chunks.append(frames.cpu())
-    return torch.cat(chunks, dim=1), state
-
-
 def open_loop_frames(bench: Bench, rows: Tensor, order: Tensor, **sampling: Any) -> Tensor:
     """Imagine held-out episodes `rows` under the actions of episodes `order`: uint8 (B, 4 horizon, H, W, 3)."""
     heldout, videos = bench.heldout, []
@@ -78,8 +68,11 @@ def open_loop_frames(bench: Bench, rows: Tensor, order: Tensor, **sampling: Any)
         state = bench.world_model.init_state(
             heldout.frames[part, : 4 * START + 1], heldout.modality, actions=heldout.actions[part, :START]
         )
-        actions = heldout.actions[other, START : START + bench.horizon]
-        videos.append(imagine_frames(bench, state, actions, **sampling)[0])
+        chunks = []
+        for action in heldout.actions[other, START : START + bench.horizon].unbind(1):
+            state, frames = bench.world_model.decode(bench.world_model.step(state, action, **sampling))
+            chunks.append(frames.cpu())
+        videos.append(torch.cat(chunks, dim=1))
     return torch.cat(videos)
 
 
@@ -162,8 +155,9 @@ def follow(
     action = torch.zeros(len(starts), modality.action_dim)
     action[:, 6] = past[:, -1, 6]
     action[:, axis] = float(sign > 0) if axis == 6 else sign * FOLLOW_SHARE * modality.high[axis]
-    video, _ = imagine_frames(bench, state, action[:, None].expand(-1, FOLLOW_STEPS, -1), **sampling)
-    moved = sign * displacement(estimator(shown[:, -1].cpu()), estimator(video[:, -1]))[:, axis]
+    held = action[:, None].expand(-1, FOLLOW_STEPS, -1)
+    _, after = bench.world_model.decode(bench.world_model.imagine(state, held, **sampling))
+    moved = sign * displacement(estimator(shown[:, -1].cpu()), estimator(after[:, -1].cpu()))[:, axis]
     now = torch.stack([bench.poses[e, 4 * k, axis] for e, k in starts])
     ideal = bench.high[axis] - now if sign > 0 else now - bench.low[axis]
     if axis != 6:

@@ -68,26 +68,41 @@ def load_frames(root: str | os.PathLike[str], split: str, limit: int) -> tuple[T
 
 
 class PoseEstimator(nn.Module):
-    """Frames uint8 (B, H, W, 3) -> poses (B, 7). The sides of a frame are multiples of 16."""
+    """Frames uint8 (B, H, W, 3) -> poses (B, 7). The sides of a frame are multiples of 4.
+
+    Heads of attention look for parts of the gripper: where they find them and what they see there tell the pose.
+    """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, dim: int = 32, size: int = 64) -> None:
+    def __init__(self, dim: int = 64, num_heads: int = 16) -> None:
         super().__init__()
-        widths = (dim, 2 * dim, 3 * dim, 4 * dim)
-        layers: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(12, dim, 3, padding=1), nn.ReLU()]
-        for narrow, wide in itertools.pairwise(widths):
-            layers += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1), nn.ReLU()]
-        layers += [nn.Conv2d(widths[-1], widths[-1], 3, padding=1), nn.ReLU()]
-        features = widths[-1] * (size // 16) ** 2
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, 256), nn.ReLU(), nn.Linear(256, 7))
+        self.trunk = nn.Sequential(
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(12, dim // 2, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(dim, dim, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(dim, dim, 3, padding=1),
+            nn.ReLU(),
+        )
+        self.attention = nn.Conv2d(dim, num_heads, 1)
+        self.head = nn.Sequential(nn.Linear(num_heads * (dim + 2), 256), nn.ReLU(), nn.Linear(256, 7))
         self.register_buffer("mean", torch.zeros(7))
         self.register_buffer("scale", torch.tensor(SCALE))
 
     def from_pixels(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) in [-1, 1] -> poses in units of the scale about the mean."""
-        return self.layers(pixels)
+        features = self.trunk(pixels)
+        height, width = features.shape[-2:]
+        axes = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
+        places = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(features), -1, -1, -1)
+        values = torch.cat([places, features], dim=1).flatten(2)  # (B, 2 + D, h w)
+        weights = self.attention(features).flatten(2).softmax(-1)  # (B, K, h w)
+        return self.head((weights @ values.transpose(1, 2)).flatten(1))
 
     def forward(self, frames: Tensor) -> Tensor:
         """Poses in metres, radians and 0 to 1."""
@@ -108,7 +123,7 @@ def fit_pose_estimator(frames: Tensor, poses: Tensor, steps: int, batch_size: in
     """Train on frames (K, H, W, 3) and poses (K, 7); the same input gives the same network."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = PoseEstimator(size=frames.shape[1])
+        model = PoseEstimator()
     model.mean.copy_(poses.mean(0))
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)

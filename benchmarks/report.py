@@ -108,7 +108,7 @@ def _sampling(results: dict[str, Any]) -> str:
         chosen = steps == default["num_inference_steps"] and scale == default["guidance_scale"]
         rows.append(
             [
-                f"{steps} steps, guidance {scale:g}{' (default)' if chosen else ''}",
+                f"{steps} step{'s' if steps > 1 else ''}, guidance {scale:g}{' (default)' if chosen else ''}",
                 percent(entry["right_way"]),
                 percent(entry["half_way"]),
                 number(entry["psnr_1"]),

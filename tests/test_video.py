@@ -36,9 +36,7 @@ def test_a_video_is_h264_at_its_rate(tmp_path):
 
 
 def test_frames_of_a_wrong_kind_are_refused(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"uint8 RGB frames of shape \(T, H, W, 3\), got float64 \(2, 8, 8, 3\)"
-    ):
+    with pytest.raises(ValueError, match=r"uint8 RGB frames of shape \(T, H, W, 3\), got float64 \(2, 8, 8, 3\)"):
         write_video(tmp_path / "clip.mp4", np.zeros((2, 8, 8, 3)), fps=20)
     with pytest.raises(ValueError, match="at least one frame"):
         write_video(tmp_path / "clip.mp4", np.zeros((0, 8, 8, 3), dtype=np.uint8), fps=20)
@@ -100,8 +98,7 @@ def test_bars_tell_the_sign():
     modality = ACTION_MODALITIES["end_effector"]
     frame = np.zeros((256, 448, 3), dtype=np.uint8)
     up, down = (
-        draw_action(frame, modality, np.array([dx, 0, 0, 0, 0, 0, 0], dtype=np.float32))
-        for dx in (0.05, -0.05)
+        draw_action(frame, modality, np.array([dx, 0, 0, 0, 0, 0, 0], dtype=np.float32)) for dx in (0.05, -0.05)
     )
     coloured = [(picture[:, :64] == (96, 178, 255)).all(-1).nonzero()[0] for picture in (up, down)]
     assert coloured[0].max() <= coloured[1].min()

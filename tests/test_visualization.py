@@ -48,9 +48,7 @@ def test_an_episode_is_recorded_whole(tmp_path):
     env.close()
     env.close()
     assert [entry.name for entry in path.parent.iterdir()] == ["out.rrd"]
-    subprocess.run(
-        [sys.executable, "-m", "rerun", "rrd", "verify", str(path)], check=True, capture_output=True
-    )
+    subprocess.run([sys.executable, "-m", "rerun", "rrd", "verify", str(path)], check=True, capture_output=True)
     printed = content(path)
     for entity in ("frames/imagined", "reward/total", "reward/terms/goal", "events", *MODALITY.fields):
         assert entity in printed

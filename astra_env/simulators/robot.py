@@ -102,8 +102,7 @@ class RobotSimulator(gymnasium.Env):
         """Place cubes and gripper at random; everything follows from ``seed``."""
         super().reset(seed=seed)
         mujoco.mj_resetData(self._model, self._data)
-        rng = self.np_random
-        cubes = self._place_cubes(rng)
+        cubes = self._place_cubes(rng := self.np_random)
         self._closed = float(rng.random() < 0.25)
         while True:
             position = rng.uniform(WORKSPACE_LOW + 0.01, WORKSPACE_HIGH)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,10 +46,16 @@ def load_episodes(root: str | os.PathLike[str], split: str, limit: int | None = 
 
 
 @torch.no_grad()
-def encode_episodes(autoencoder: VideoAutoencoder, episodes: Episodes, cache: Path | None = None) -> Tensor:
-    """Latents float32 (E, N + 1, C, h, w) of all episodes, kept in a file where cache names one."""
-    if cache is not None and cache.is_file():
-        return torch.from_numpy(np.load(cache))
+def encode_episodes(autoencoder: VideoAutoencoder, episodes: Episodes, folder: Path | None = None) -> Tensor:
+    """Latents float32 (E, N + 1, C, h, w) of all episodes, encoded once and kept in folder where one is given."""
+    cache = None
+    if folder is not None:  # the name tells of which weights and frames, so that other ones never pass for these
+        digest = hashlib.sha256(episodes.frames[:: max(1, len(episodes) // 16), ::16].numpy().tobytes())
+        for weight in autoencoder.state_dict().values():
+            digest.update(weight.cpu().numpy().tobytes())
+        cache = folder / f"latents_{len(episodes)}_{digest.hexdigest()[:12]}.npy"
+        if cache.is_file():
+            return torch.from_numpy(np.load(cache))
     device = next(autoencoder.parameters()).device
     batches = tqdm(episodes.frames.split(8), desc="encoding", unit="batch")
     latents = torch.cat([autoencoder.encode(batch.to(device)).cpu() for batch in batches]).transpose(1, 2).contiguous()

@@ -63,8 +63,8 @@ def train(config: TrainConfig) -> Path:
     fit_autoencoder(
         world_model.autoencoder, episodes, heldout, out, num_steps=config.autoencoder_steps or autoencoder_steps
     )
-    latents = encode_episodes(world_model.autoencoder, episodes, out / "latents_train.npy")
-    heldout_latents = encode_episodes(world_model.autoencoder, heldout, out / "latents_heldout.npy")
+    latents = encode_episodes(world_model.autoencoder, episodes, out)
+    heldout_latents = encode_episodes(world_model.autoencoder, heldout, out)
     fit_world_model(
         world_model,
         latents,
