@@ -5,6 +5,7 @@ The planner is a plug-in, named "module:Class" and resolved when the demo runs: 
 
 from __future__ import annotations
 
+import os
 import pkgutil
 import shutil
 import sys
@@ -52,6 +53,12 @@ class Demonstration:
     def chunk_frames(self) -> int:
         """Frames that follow from one action."""
         return (len(self.frames) - 1) // len(self.actions)
+
+    @property
+    def history(self) -> dict[str, np.ndarray]:
+        """The still frames that imagination begins from, with their actions: options of `AstraEnv.reset`."""
+        still = self.num_still
+        return {"frames": self.frames[: 1 + still * self.chunk_frames], "actions": self.actions[:still]}
 
     @property
     def num_still(self) -> int:
@@ -118,8 +125,7 @@ def run_demo(
 def _imagine_script(env: gymnasium.Env, demonstration: Demonstration, seed: int) -> Rollout:
     """Imagines the recorded actions from the history before them."""
     still = demonstration.num_still
-    history = demonstration.frames[: 1 + still * demonstration.chunk_frames]
-    _, info = env.reset(seed=seed, options={"frames": history})
+    _, info = env.reset(seed=seed, options=demonstration.history)
     return _rollout(env, info, tqdm(demonstration.actions[still:], desc="   imagining", unit="step"))
 
 
@@ -127,8 +133,7 @@ def _imagine_plan(
     env: gymnasium.Env, demonstration: Demonstration, seed: int, num_steps: int
 ) -> tuple[Rollout, list[float], list[np.ndarray]]:
     """Plans and imagines; returns the rollout, the distances to the goal, and each search's history of values."""
-    history = demonstration.frames[: 1 + demonstration.num_still * demonstration.chunk_frames]
-    observation, info = env.reset(seed=seed, options={"frames": history, "goal": demonstration.goal})
+    observation, info = env.reset(seed=seed, options=demonstration.history | {"goal": demonstration.goal})
     policy = pkgutil.resolve_name(PLANNER)(env, horizon=3).reset(seed=seed)
     distances, searches = [info["reward_terms"]["goal_distance"]], []
 
@@ -197,4 +202,4 @@ def _describe(env: AstraEnv) -> str:
 
 def _rerun_command() -> str:
     """How to start the viewer from here: by name, or in this interpreter's environment."""
-    return "rerun" if shutil.which("rerun") else str(Path(sys.executable).with_name("rerun"))
+    return "rerun" if shutil.which("rerun") else os.path.relpath(Path(sys.executable).with_name("rerun"))

@@ -49,7 +49,7 @@ class Sizes:
     warm_up_steps: int = 20
     rollouts: int = 4
     rollout_steps: int = 200
-    estimator_steps: int = 2500
+    estimator_steps: int = 3000
     estimator_episodes: int = 1000
 
 
@@ -133,7 +133,7 @@ def first_light(
     with torch.enable_grad():
         estimator = trained_pose_estimator(
             data,
-            out.with_name("pose_estimator.safetensors"),
+            out.with_name(f"pose_estimator_{sizes.estimator_steps}.safetensors"),
             steps=sizes.estimator_steps,
             episodes=sizes.estimator_episodes,
         )

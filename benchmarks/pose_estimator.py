@@ -8,7 +8,6 @@ and the gripper from 0 open to 1 closed.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 from pathlib import Path
@@ -29,8 +28,8 @@ from astra_env.models.autoencoder import VideoAutoencoder
 POSE_FIELDS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 HOME_ROTATION = np.diag([1.0, -1.0, -1.0])
 """The gripper points straight down."""
-SCALE = (0.06, 0.06, 0.06, 0.25, 0.25, 0.5, 0.4)
-"""About one standard deviation of every field: the unit of the training loss."""
+SCALE = (0.06, 0.06, 0.06, 0.2, 0.2, 0.4, 0.2)
+"""What counts as much in one field as in another: the unit of the training loss."""
 
 
 def pose_vectors(poses: np.ndarray, gripper: np.ndarray) -> np.ndarray:
@@ -78,17 +77,10 @@ class PoseEstimator(nn.Module):
 
     def __init__(self, dim: int = 64, num_heads: int = 16) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(
-            nn.PixelUnshuffle(2),
-            nn.Conv2d(12, dim // 2, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(dim, dim, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(dim, dim, 3, padding=1),
-            nn.ReLU(),
-        )
+        layers: list[nn.Module] = [nn.PixelUnshuffle(2)]
+        for narrow, wide, stride in ((12, dim // 2, 1), (dim // 2, dim, 2), (dim, dim, 1), (dim, dim, 1)):
+            layers += [nn.Conv2d(narrow, wide, 3, stride, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
+        self.trunk = nn.Sequential(*layers)
         self.attention = nn.Conv2d(dim, num_heads, 1)
         self.head = nn.Sequential(nn.Linear(num_heads * (dim + 2), 256), nn.ReLU(), nn.Linear(256, 7))
         self.register_buffer("mean", torch.zeros(7))
@@ -114,7 +106,7 @@ def soften(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Blur, shade and add noise to pixels (B, 3, H, W), each picture by its own amount."""
     amount = torch.rand(4, len(pixels), 1, 1, 1, generator=generator)
     blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    pixels = pixels + 0.8 * amount[0] * (blurred - pixels) + 0.08 * (amount[1] - 0.5)
+    pixels = pixels + 0.6 * amount[0] * (blurred - pixels) + 0.08 * (amount[1] - 0.5)
     noise = torch.randn(pixels.shape, generator=generator)
     return pixels * (0.95 + 0.1 * amount[2]) + 0.05 * amount[3] * noise
 
@@ -126,12 +118,12 @@ def fit_pose_estimator(frames: Tensor, poses: Tensor, steps: int, batch_size: in
         model = PoseEstimator()
     model.mean.copy_(poses.mean(0))
     generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in tqdm(range(steps), desc="pose estimator", unit="step", mininterval=2):
         index = torch.randint(len(frames), (batch_size,), generator=generator)
         pixels = soften(frames[index].movedim(-1, 1).float() / 127.5 - 1, generator)
-        loss = F.smooth_l1_loss(model.from_pixels(pixels), (poses[index] - model.mean) / model.scale, beta=0.1)
+        loss = F.smooth_l1_loss(model.from_pixels(pixels), (poses[index] - model.mean) / model.scale, beta=0.5)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -141,9 +133,9 @@ def fit_pose_estimator(frames: Tensor, poses: Tensor, steps: int, batch_size: in
 
 def trained_pose_estimator(root: str | os.PathLike[str], cache: Path, *, steps: int, episodes: int) -> PoseEstimator:
     """The estimator of a data set, read from the cache when that was made from the same data by the same recipe."""
-    digest = hashlib.sha256((Path(root) / "dataset.json").read_bytes()).hexdigest()
-    recipe = {"recipe": json.dumps({"data": digest, "steps": steps, "episodes": episodes})}
     model = PoseEstimator()
+    digest = hashlib.sha256((Path(root) / "dataset.json").read_bytes() + str(model).encode()).hexdigest()
+    recipe = {"recipe": json.dumps({"data_and_network": digest, "steps": steps, "episodes": episodes})}
     if cache.is_file():
         try:
             with safe_open(cache, "pt") as file:

@@ -79,6 +79,17 @@ def test_unreadable_pictures_are_named(make, tmp_path):
             make().reset(seed=1, options={"image": tmp_path / name})
 
 
+def test_known_actions_come_with_frames(make):
+    frames, actions = random_frames(1, 9)[0].numpy(), random_actions(1, 2)[0].numpy()
+    env = make()
+    env.reset(seed=1, options={"frames": frames, "actions": actions})
+    assert env.unwrapped.state.action_present[0].sum() == 2
+    with pytest.raises(ValueError, match=r"1 actions came with 3 latents, expected 2"):
+        env.reset(seed=1, options={"frames": frames, "actions": actions[:1]})
+    with pytest.raises(ValueError, match="bounds"):
+        env.reset(seed=1, options={"frames": frames, "actions": 9 * np.ones_like(actions)})
+
+
 @pytest.mark.parametrize("num_frames", [1, 5, 40])
 def test_frames_start_a_world(make, num_frames):
     frames = random_frames(1, num_frames)[0].numpy()

@@ -21,7 +21,7 @@ from astra_env.models.reward_model import RewardModel
 from astra_env.video import read_image, resize_frames
 
 OBSERVATIONS = ("frame", "chunk", "latent")
-RESET_OPTIONS = ("image", "frames", "goal", "start", "prompt")
+RESET_OPTIONS = ("image", "frames", "actions", "goal", "start", "prompt")
 CHUNK_FRAMES = 4
 
 
@@ -56,8 +56,9 @@ class AstraEnv(gymnasium.Env):
     a `WorldState` to a `Reward`.
 
     ## Starting State
-    A recorded clip drawn by the seed, or `options`: `image` (array or path), `frames` uint8 (T, H, W, 3), `start`
-    (index of a recorded clip), `goal` (array or path).
+    A recorded clip drawn by the seed, or `options`: `image` (array or path), `frames` uint8 (T, H, W, 3) and, where
+    known, the `actions` (ceil(T / 4) - 1, A) between their latents, `start` (index of a recorded clip), `goal` (array
+    or path).
 
     ## Episode End
     Terminates when the learned head sees success (task reward only); truncated after `max_episode_steps`.
@@ -147,7 +148,8 @@ class AstraEnv(gymnasium.Env):
         if options.get("image") is not None:
             return self._image(options["image"])[None], None
         if options.get("frames") is not None:
-            return np.asarray(options["frames"]), None
+            known = options.get("actions")
+            return np.asarray(options["frames"]), None if known is None else self.action_modality.validate(known)
         count = len(self.start_states)
         start = options.get("start")
         index = int(drawn * count) if start is None else int(start)

@@ -262,7 +262,7 @@ class WorldModel(nn.Module):
         Latents imagined since the last call pass through the decoder first; the returned state remembers them.
         """
         window = self.layout.size - 1
-        # the decoder looks back less far than the window reaches, so a replay from the window's start is exact
+        # the tiny decoder looks back less far than the window reaches, so a replay from the window's start is exact
         replay = (state.undecoded == 0) | (state.undecoded > window)
         waiting = torch.where(replay, state.lengths.clamp(max=window), state.undecoded)
         keys = (waiting * 2 + replay).tolist()
