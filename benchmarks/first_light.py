@@ -50,7 +50,7 @@ class Sizes:
     rollouts: int = 4
     rollout_steps: int = 200
     estimator_steps: int = 3000
-    estimator_episodes: int = 1000
+    estimator_episodes: int = 600
 
 
 QUICK = Sizes(
@@ -133,6 +133,7 @@ def first_light(
     with torch.enable_grad():
         estimator = trained_pose_estimator(
             data,
+            bench.world_model.autoencoder,
             out.with_name(f"pose_estimator_{sizes.estimator_steps}.safetensors"),
             steps=sizes.estimator_steps,
             episodes=sizes.estimator_episodes,

@@ -1,6 +1,7 @@
 """A small network that reads the gripper's pose off one frame: it measures how far imagined grippers move.
 
-It learns from recorded frames and their measured poses only; blur and noise make it tolerate a decoder's softness.
+It learns from recorded frames of training episodes and their measured poses, as they are and as the autoencoder shows
+them; it never sees an imagined frame. Blur, shade and noise make it tolerant.
 A pose is a vector (7,): x y z in metres in the robot's base frame, roll pitch yaw in radians away from pointing down,
 and the gripper from 0 open to 1 closed.
 """
@@ -55,15 +56,23 @@ def load_poses(root: str | os.PathLike[str], split: str, limit: int | None = Non
     return torch.from_numpy(np.stack([pose_vectors(a["measured_poses"], a["gripper"]) for a in arrays]))
 
 
-def load_frames(root: str | os.PathLike[str], split: str, limit: int) -> tuple[Tensor, Tensor]:
-    """The last frame of each chunk uint8 (K, H, W, 3) and its pose (K, 7), from up to limit episodes."""
-    dataset = RecordedDataset(root, split)
+@torch.no_grad()
+def load_frames(
+    root: str | os.PathLike[str], split: str, limit: int, autoencoder: VideoAutoencoder
+) -> tuple[Tensor, Tensor]:
+    """The last frame of each chunk uint8 (K, H, W, 3) and its pose (K, 7), from up to limit episodes.
+
+    Every frame comes twice: as it was recorded, and as the autoencoder shows it.
+    """
+    dataset, device = RecordedDataset(root, split), next(autoencoder.parameters()).device
     frames, poses = [], []
-    for index in tqdm(range(min(len(dataset), limit)), desc=f"reading {split} poses", unit="episode"):
+    for index in tqdm(range(min(len(dataset), limit)), desc=f"reading {split} poses", unit="episode", mininterval=2):
         arrays = dataset.arrays(index)
-        frames.append(arrays["frames"][::4])
-        poses.append(pose_vectors(arrays["measured_poses"][::4], arrays["gripper"][::4]))
-    return torch.from_numpy(np.concatenate(frames)), torch.from_numpy(np.concatenate(poses))
+        recorded = torch.from_numpy(arrays["frames"])
+        decoded = autoencoder.decode_video(autoencoder.encode(recorded[None].to(device)))[0].cpu()
+        frames += [recorded[::4], decoded[::4]]
+        poses += 2 * [pose_vectors(arrays["measured_poses"][::4], arrays["gripper"][::4])]
+    return torch.cat(frames), torch.from_numpy(np.concatenate(poses))
 
 
 class PoseEstimator(nn.Module):
@@ -131,11 +140,15 @@ def fit_pose_estimator(frames: Tensor, poses: Tensor, steps: int, batch_size: in
     return model.eval().requires_grad_(False)
 
 
-def trained_pose_estimator(root: str | os.PathLike[str], cache: Path, *, steps: int, episodes: int) -> PoseEstimator:
+def trained_pose_estimator(
+    root: str | os.PathLike[str], autoencoder: VideoAutoencoder, cache: Path, *, steps: int, episodes: int
+) -> PoseEstimator:
     """The estimator of a data set, read from the cache when that was made from the same data by the same recipe."""
-    model = PoseEstimator()
-    digest = hashlib.sha256((Path(root) / "dataset.json").read_bytes() + str(model).encode()).hexdigest()
-    recipe = {"recipe": json.dumps({"data_and_network": digest, "steps": steps, "episodes": episodes})}
+    model, digest = PoseEstimator(), hashlib.sha256((Path(root) / "dataset.json").read_bytes())
+    digest.update(str(model).encode())
+    for weights in autoencoder.state_dict().values():
+        digest.update(weights.cpu().numpy().tobytes())
+    recipe = {"recipe": json.dumps({"inputs": digest.hexdigest(), "steps": steps, "episodes": episodes})}
     if cache.is_file():
         try:
             with safe_open(cache, "pt") as file:
@@ -144,7 +157,7 @@ def trained_pose_estimator(root: str | os.PathLike[str], cache: Path, *, steps: 
                     return model.eval().requires_grad_(False)
         except SafetensorError as error:
             raise ValueError(f"{cache} cannot be read ({error}); delete it, and it is made again.") from error
-    model = fit_pose_estimator(*load_frames(root, "train", episodes), steps)
+    model = fit_pose_estimator(*load_frames(root, "train", episodes, autoencoder), steps)
     partial = cache.with_name(cache.name + ".partial")
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, partial, metadata=recipe)
     os.replace(partial, cache)

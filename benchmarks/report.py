@@ -96,7 +96,7 @@ def _following(results: dict[str, Any]) -> str:
         for v, unit in zip(estimator["mean_absolute_error_autoencoded"], estimator["units"], strict=True)
     ]
     named = ", ".join(f"{field} {error}" for field, error in zip(estimator["fields"], errors, strict=True))
-    note = f"Motion is measured by an estimator trained on real frames; its mean held-out error: {named}."
+    note = f"Motion is measured by an estimator trained on recorded frames; its mean held-out error: {named}."
     return "\n\n".join(["Action following:", table(header, rows), note])
 
 

@@ -125,18 +125,18 @@ def test_the_estimator_is_reproducible():
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def test_the_estimator_is_cached_for_its_data_and_recipe_only(data, tmp_path):
+def test_the_estimator_is_cached_for_its_data_and_recipe_only(data, bench, tmp_path):
     cache = tmp_path / "pose_estimator.safetensors"
-    first = trained_pose_estimator(data, cache, steps=2, episodes=2)
+    first = trained_pose_estimator(data, bench.world_model.autoencoder, cache, steps=2, episodes=2)
     written = cache.stat().st_mtime_ns
-    second = trained_pose_estimator(data, cache, steps=2, episodes=2)
+    second = trained_pose_estimator(data, bench.world_model.autoencoder, cache, steps=2, episodes=2)
     assert cache.stat().st_mtime_ns == written
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    trained_pose_estimator(data, cache, steps=3, episodes=2)
+    trained_pose_estimator(data, bench.world_model.autoencoder, cache, steps=3, episodes=2)
     assert cache.stat().st_mtime_ns != written
     cache.write_bytes(b"broken")
     with pytest.raises(ValueError, match="delete it"):
-        trained_pose_estimator(data, cache, steps=2, episodes=2)
+        trained_pose_estimator(data, bench.world_model.autoencoder, cache, steps=2, episodes=2)
 
 
 @pytest.mark.parametrize(("axis", "sign"), [(0, 1), (0, -1), (2, 1), (6, 1), (6, -1)])
