@@ -19,16 +19,16 @@ def embedder(patch_size=(1, 2, 2), layout=LAYOUT) -> HistoryEmbedder:
 @pytest.mark.parametrize("num_new", [1, 2, 5])
 def test_pushing_equals_the_window_of_the_whole_history(layout, num_new):
     latents = torch.randn(2, 3, 41, 2, 2, generator=seeded())
-    slots = layout.windowed(latents[:, :, :1])
+    slots = layout.windowed(latents[:, :, :1], dim=2)
     assert slots.shape == (2, 3, layout.size, 2, 2)
     for end in range(1 + num_new, 42, num_new):
         slots = layout.push(slots, latents[:, :, end - num_new : end], dim=2)
-        assert torch.equal(slots, layout.windowed(latents[:, :, :end])), f"after {end} latents"
+        assert torch.equal(slots, layout.windowed(latents[:, :, :end], dim=2)), f"after {end} latents"
 
 
 def test_the_first_latent_is_kept_for_ever():
     latents = torch.randn(1, 3, 1, 2, 2, generator=seeded())
-    slots = LAYOUT.windowed(latents)
+    slots = LAYOUT.windowed(latents, dim=2)
     for step in range(40):
         slots = LAYOUT.push(slots, torch.full_like(latents, step), dim=2)
     assert torch.equal(slots[:, :, :1], latents)

@@ -65,7 +65,7 @@ def test_walkers_read_the_recorded_history_and_target(world):
         episode, time, length = (int(state[name][row]) for name in ("episode", "time", "lengths"))
         assert length in (1, time + 1) and 1 <= state["remaining"][row] <= 6 - time
         history = latents[episode, time + 1 - length : time + 1].transpose(0, 1)[None]
-        assert torch.equal(state["slots"][row], world_model.layout.windowed(history)[0])
+        assert torch.equal(state["slots"][row], world_model.layout.windowed(history, dim=2)[0])
         assert torch.equal(target[row, :, 0], latents[episode, time + 1])
         assert torch.equal(following[row, 0], actions[episode, time])
         known = state["present"][row].bool()

@@ -29,7 +29,7 @@ def start(world_model, batch=3, num_frames=9, seeds=(5, 6, 7)) -> WorldState:
 def test_a_start_is_made_of_the_encoded_frames(world_model, num_frames):
     state = start(world_model, num_frames=num_frames)
     latents = world_model.autoencoder.encode(random_frames(3, num_frames))
-    assert torch.equal(state.latents, world_model.layout.windowed(latents))
+    assert torch.equal(state.latents, world_model.layout.windowed(latents, dim=2))
     assert torch.equal(state.newest, latents[:, :, -1])
     assert state.lengths.tolist() == [latents.shape[2]] * 3
     assert state.seeds.tolist() == [5, 6, 7] and state.num_steps.tolist() == [0] * 3

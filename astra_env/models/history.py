@@ -45,11 +45,11 @@ class HistoryLayout:
         times[:, 0] = -lengths.clamp(max=self.size)
         return times
 
-    def windowed(self, latents: Tensor) -> Tensor:
-        """Slots (B, C, S, h, w) of a whole history (B, C, T, h, w), T >= 1."""
-        recent = latents[:, :, -(self.size - 1) :]
-        missing = self.size - 1 - recent.shape[2]
-        return torch.cat([latents[:, :, :1].expand(-1, -1, 1 + missing, -1, -1), recent], dim=2)
+    def windowed(self, history: Tensor, dim: int) -> Tensor:
+        """The S slots of a whole history of latents (or actions), which has T >= 1 entries along dim."""
+        count = min(history.shape[dim], self.size - 1)
+        recent = history.narrow(dim, history.shape[dim] - count, count)
+        return torch.cat([history.narrow(dim, 0, 1).repeat_interleave(self.size - count, dim), recent], dim=dim)
 
     def push(self, slots: Tensor, new: Tensor, dim: int) -> Tensor:
         """Slots after the latents (or actions) new were generated: the first stays, the oldest others fall out."""

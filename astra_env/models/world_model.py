@@ -161,9 +161,9 @@ class WorldModel(nn.Module):
             past[:, 1:], present[:, 1:] = self.normalise(actions.to(self.device), names), 1
         window = self.layout.size - 1
         return WorldState(
-            latents=self.layout.windowed(latents),
-            actions=self._windowed(past),
-            action_present=self._windowed(present[..., None])[..., 0],
+            latents=self.layout.windowed(latents, dim=2),
+            actions=self.layout.windowed(past, dim=1),
+            action_present=self.layout.windowed(present, dim=1),
             lengths=torch.full((B,), T, device=self.device),
             undecoded=torch.full((B,), min(T, window), device=self.device),
             seeds=torch.as_tensor(list(seeds or range(B)), device=self.device),
@@ -171,9 +171,6 @@ class WorldModel(nn.Module):
             decoder_cache=self.autoencoder.init_cache(B, h, w),
             modality=names,
         )
-
-    def _windowed(self, values: Tensor) -> Tensor:
-        return self.layout.windowed(values.transpose(1, 2)[..., None, None])[..., 0, 0].transpose(1, 2)
 
     def normalise(self, actions: Tensor, modality: Sequence[str]) -> Tensor:
         """Physical actions (B, n, A) -> [-1, 1] between the bounds of each row's modality, in the model's width."""

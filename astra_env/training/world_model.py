@@ -65,14 +65,11 @@ class Walkers:
             present = torch.zeros(1, time + 1)
             if draw[3] >= recipe.history_action_dropout:
                 past[0, 1:], present[0, 1:] = self.actions[episode, :time], 1
-            state["slots"][row] = self.layout.windowed(history)[0]
-            state["past"][row] = self._window(past)[0]
-            state["present"][row] = self._window(present[..., None])[0, :, 0]
+            state["slots"][row] = self.layout.windowed(history, dim=2)[0]
+            state["past"][row] = self.layout.windowed(past, dim=1)[0]
+            state["present"][row] = self.layout.windowed(present, dim=1)[0]
             state["lengths"][row], state["episode"][row], state["time"][row] = time + 1, episode, time
             state["remaining"][row] = min(1 + int(draw[4] * recipe.max_rollout), last + 1 - time)
-
-    def _window(self, values: Tensor) -> Tensor:
-        return self.layout.windowed(values.transpose(1, 2)[..., None, None])[..., 0, 0].transpose(1, 2)
 
     def targets(self) -> tuple[Tensor, Tensor]:
         """The recorded next latent (B, C, 1, h, w) and the action (B, 1, A) that leads to it."""
