@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import Any
+
+import pytest
 
 # Read once, when OpenMP starts with the first import of torch: spinning threads make tiny models many times
 # slower on a machine that does anything else.
@@ -11,3 +14,36 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Simulators draw off screen.
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("PYOPENGL_PLATFORM", "egl")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    """Folder of a whole tiny checkpoint."""
+    from tiny import save_checkpoint
+
+    return str(save_checkpoint(tmp_path_factory.mktemp("world")))
+
+
+@pytest.fixture
+def make(checkpoint):
+    """Makes an environment over the tiny checkpoint."""
+    import gymnasium
+
+    import astra_env  # noqa: F401  registers the ids
+
+    def make_env(**options: Any) -> gymnasium.Env:
+        return gymnasium.make(options.pop("id", "Astra-RT1-v0"), world_model=checkpoint, device="cpu", **options)
+
+    return make_env
+
+
+@pytest.fixture(scope="module")
+def world():
+    """A tiny world model with fresh weights, training episodes with their latents, held-out episodes."""
+    from tiny import synthetic_episodes, tiny_world_model
+
+    from astra_env.training.episodes import encode_episodes
+
+    world_model = tiny_world_model(perturbed=False).requires_grad_(True)
+    episodes, heldout = synthetic_episodes(3), synthetic_episodes(2)
+    return world_model, episodes, encode_episodes(world_model.autoencoder, episodes), heldout

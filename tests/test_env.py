@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
-from tiny import episode, random_actions, save_checkpoint
+from tiny import actions_of, assert_same, episode
 
 import astra_env  # noqa: F401  registers the ids
 from astra_env.envs import ENVIRONMENTS
@@ -14,28 +14,6 @@ from astra_env.models import WorldState
 
 ID = "Astra-RT1-v0"
 SHAPES = {"frame": ((32, 32, 3), np.uint8), "chunk": ((4, 32, 32, 3), np.uint8), "latent": ((16, 4, 4), np.float32)}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> str:
-    return str(save_checkpoint(tmp_path_factory.mktemp("world")))
-
-
-@pytest.fixture
-def make(checkpoint):
-    def make_env(**options) -> gym.Env:
-        return gym.make(options.pop("id", ID), world_model=checkpoint, device="cpu", **options)
-
-    return make_env
-
-
-def actions_of(num: int, seed: int = 0) -> np.ndarray:
-    return random_actions(num, seed=seed).numpy()
-
-
-def assert_same(episodes, *, equal: bool = True) -> None:
-    first, second = episodes
-    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True)) == equal
 
 
 # Gymnasium's contract

@@ -1,33 +1,10 @@
 from __future__ import annotations
 
-import gymnasium as gym
 import numpy as np
 import pytest
-from tiny import episode, random_actions, random_frames, save_checkpoint
+from tiny import actions_of, assert_same, episode, random_actions, random_frames
 
 import astra_env  # noqa: F401  registers the ids
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> str:
-    return str(save_checkpoint(tmp_path_factory.mktemp("world")))
-
-
-@pytest.fixture
-def make(checkpoint):
-    def make_env(**options) -> gym.Env:
-        return gym.make("Astra-RT1-v0", world_model=checkpoint, device="cpu", **options)
-
-    return make_env
-
-
-def actions_of(num: int, seed: int = 0) -> np.ndarray:
-    return random_actions(num, seed=seed).numpy()
-
-
-def assert_same(episodes, *, equal: bool = True) -> None:
-    first, second = episodes
-    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True)) == equal
 
 
 def test_a_picture_starts_a_world(make, tmp_path):

@@ -151,3 +151,14 @@ def write_dataset(root: Path, *, num_train: int = 3, num_heldout: int = 2, **cha
         (root / split).mkdir(parents=True, exist_ok=True)
         write_episode(root / split / f"episode_{index:05d}.npz", split, seed=index, **changes)
     return root
+
+
+def actions_of(num: int, seed: int = 0) -> np.ndarray:
+    """`random_actions` as an array."""
+    return random_actions(num, seed=seed).numpy()
+
+
+def assert_same(episodes, *, equal: bool = True) -> None:
+    """Whether two episodes are the same, entry by entry."""
+    first, second = episodes
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True)) == equal

@@ -127,7 +127,7 @@ def fit_world_model(
     num_steps: int,
     recipe: Recipe | None = None,
     compile_blocks: bool = False,
-    validation: tuple[Tensor, Episodes] | None = None,
+    validation: Episodes | None = None,
 ) -> None:
     """Train the transformer in place on latents (E, N + 1, C, h, w); leave the averaged weights in it."""
     recipe = recipe or Recipe()
@@ -147,24 +147,24 @@ def fit_world_model(
         if trainer.step_index % every == 0 or trainer.done:
             report: dict[str, Any] = {"expert_share": [round(v, 3) for v in routing.mean((0, 1)).tolist()]}
             if validation is not None:
-                report |= _validate_average(world_model, trainer, *validation)
+                report |= _validate_average(world_model, trainer, validation)
             trainer.log(**report)
             trainer.save(**walkers.state)
     trainer.use_average()
 
 
-def _validate_average(world_model: WorldModel, trainer: Trainer, latents: Tensor, heldout: Episodes) -> dict[str, Any]:
+def _validate_average(world_model: WorldModel, trainer: Trainer, heldout: Episodes) -> dict[str, Any]:
     current = {key: value.clone() for key, value in trainer.module.state_dict().items()}
     trainer.use_average()
     with torch.compiler.set_stance("force_eager"):  # other batch sizes than training's are not worth compiling
-        report = open_loop_psnr(world_model, latents, heldout)
+        report = open_loop_psnr(world_model, heldout)
     trainer.module.load_state_dict(current)
     return report
 
 
 @torch.no_grad()
 def open_loop_psnr(
-    world_model: WorldModel, latents: Tensor, heldout: Episodes, *, num_episodes: int = 32, horizon: int = 10
+    world_model: WorldModel, heldout: Episodes, *, num_episodes: int = 32, horizon: int = 10
 ) -> dict[str, Any]:
     """PSNR in dB at horizons 1, 2, 5, 10 under the true actions, under another episode's, and of a still picture."""
     num, start = min(num_episodes, len(heldout)), 4
