@@ -30,6 +30,10 @@ class ActionModality:
     """Actions in a second."""
     frame: str
     """The coordinate frame that motions are expressed in."""
+    moving: bool = False
+    """Whether that frame moves with the pose, instead of standing still."""
+    turn_axes: tuple[int, int, int] = (0, 1, 2)
+    """The axes of ``frame`` that roll, pitch and yaw turn about, by the right-hand rule: 0 x, 1 y, 2 z."""
     absolute: tuple[str, ...] = ()
     """Fields that set a value instead of changing one."""
     keys: Mapping[str, tuple[str, float]] = field(default_factory=dict)
@@ -94,19 +98,27 @@ class ActionModality:
         """Poses (T + 1, 4, 4) that actions (T, A) lead through from ``pose`` (4, 4)."""
         poses = [np.asarray(pose, dtype=np.float64)]
         for action in np.asarray(actions, dtype=np.float64):
-            rotation = geometry.rpy_to_matrix(action[3:6]) @ poses[-1][:3, :3]
-            poses.append(geometry.make_pose(rotation, poses[-1][:3, 3] + action[:3]))
+            turn = geometry.rpy_to_matrix(action[3:6][list(np.argsort(self.turn_axes))])
+            if self.moving:
+                poses.append(geometry.compose(poses[-1], geometry.make_pose(turn, action[:3])))
+            else:
+                poses.append(geometry.make_pose(turn @ poses[-1][:3, :3], poses[-1][:3, 3] + action[:3]))
         return np.stack(poses)
 
-    def from_poses(self, poses: ArrayLike, absolute: ArrayLike) -> np.ndarray:
+    def from_poses(self, poses: ArrayLike, absolute: ArrayLike = ()) -> np.ndarray:
         """Actions (T - 1, A) that lead through ``poses`` (T, 4, 4), with the ``absolute`` fields (T,) or (T, n).
 
         ``actions[t]`` leads from pose t to pose t + 1 and holds the absolute values of frame t + 1.
         """
         poses = np.asarray(poses, dtype=np.float64)
-        absolute = np.asarray(absolute, dtype=np.float64).reshape(len(poses), -1)
-        motion = poses[1:, :3, 3] - poses[:-1, :3, 3]
-        turn = geometry.matrix_to_rpy(poses[1:, :3, :3] @ np.swapaxes(poses[:-1, :3, :3], -1, -2))
+        absolute = np.asarray(absolute, dtype=np.float64).reshape(len(poses), len(self.absolute))
+        if self.moving:
+            steps = geometry.relative(poses[:-1], poses[1:])
+            motion, rotation = steps[:, :3, 3], steps[:, :3, :3]
+        else:
+            motion = poses[1:, :3, 3] - poses[:-1, :3, 3]
+            rotation = poses[1:, :3, :3] @ np.swapaxes(poses[:-1, :3, :3], -1, -2)
+        turn = geometry.matrix_to_rpy(rotation)[:, list(self.turn_axes)]
         return np.concatenate([motion, turn, absolute[1:]], axis=-1).astype(np.float32)
 
     def _is_absolute(self) -> np.ndarray:
@@ -137,6 +149,31 @@ ACTION_MODALITIES: dict[str, ActionModality] = {
             "left": ("dyaw", 1.0),
             "right": ("dyaw", -1.0),
             "space": ("gripper", 1.0),
+        },
+    ),
+    "camera": ActionModality(
+        name="camera",
+        fields=("dx", "dy", "dz", "droll", "dpitch", "dyaw"),
+        units=("m", "m", "m", "rad", "rad", "rad"),
+        low=(-0.2, -0.2, -0.2, -0.2, -0.2, -0.2),
+        high=(0.2, 0.2, 0.2, 0.2, 0.2, 0.2),
+        rate_hz=5.0,
+        frame="camera: x right, y down, z forward",
+        moving=True,
+        turn_axes=(2, 0, 1),
+        keys={
+            "w": ("dz", 1.0),
+            "s": ("dz", -1.0),
+            "a": ("dx", -1.0),
+            "d": ("dx", 1.0),
+            "r": ("dy", -1.0),
+            "f": ("dy", 1.0),
+            "up": ("dpitch", 1.0),
+            "down": ("dpitch", -1.0),
+            "left": ("dyaw", -1.0),
+            "right": ("dyaw", 1.0),
+            "q": ("droll", -1.0),
+            "e": ("droll", 1.0),
         },
     ),
 }

@@ -19,7 +19,7 @@ def experts(*, perturbed: bool = True, **changes) -> ActionExperts:
 
 def run(module, actions, modality, *, present=None, current=True) -> ActionFeatures:
     present = torch.ones(actions.shape[:2]) if present is None else present
-    return module(module.project(actions, present, modality, current=current))
+    return module(module.project(actions, present, modality, current=current), modality)
 
 
 def random(*shape, seed=0):

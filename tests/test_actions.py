@@ -90,7 +90,7 @@ def test_actions_found_from_poses_lead_through_them(modality):
     actions = random_actions(modality, 12)
     poses = modality.integrate(START, actions)
     assert poses.shape == (13, 4, 4)
-    absolute = np.concatenate([[0.0], actions[:, -1]])
+    absolute = np.concatenate([np.zeros((1, len(modality.absolute))), actions[:, 6:]])
     np.testing.assert_allclose(modality.from_poses(poses, absolute), actions, atol=1e-6)
 
 
@@ -100,3 +100,17 @@ def test_an_end_effector_turns_about_the_base_axes_and_stays_in_place():
     end = modality.integrate(START, action[None])[1]
     np.testing.assert_allclose(end[:3, 3], START[:3, 3])
     np.testing.assert_allclose(end[:3, :3], geometry.rpy_to_matrix([0, 0, 0.25]) @ START[:3, :3], atol=1e-12)
+
+
+def test_a_camera_moves_and_turns_in_its_own_axes():
+    modality = ACTION_MODALITIES["camera"]
+
+    def move(**fields: float) -> np.ndarray:
+        action = [fields.get(name, 0.0) for name in modality.fields]
+        return geometry.relative(START, modality.integrate(START, np.array([action]))[1])
+
+    np.testing.assert_allclose(move(dz=0.1)[:3, 3], [0, 0, 0.1], atol=1e-12)
+    forward = {name: move(**{name: 0.1})[:3, 2] for name in ("droll", "dpitch", "dyaw")}  # where it looks afterwards
+    np.testing.assert_allclose(forward["droll"], [0, 0, 1], atol=1e-12)
+    assert forward["dpitch"][1] < -0.09, "looks up, against y"
+    assert forward["dyaw"][0] > 0.09, "looks right, along x"

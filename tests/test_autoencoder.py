@@ -124,6 +124,45 @@ def test_every_entry_of_the_cache_has_a_row_for_each_video(autoencoder):
     torch.testing.assert_close(alone, stream(autoencoder, latents, [4])[[1]], atol=1e-5, rtol=0)
 
 
+def test_videos_that_begin_and_videos_that_go_on_share_a_batch(autoencoder):
+    latents = latents_of(4, 16, 3, 4, 4)
+    cache = autoencoder.init_cache(4, 4, 4)
+    going = [0, 3]
+    pixels, ahead = autoencoder.decode_pixels(latents[going, :, :1], tuple(entry[going] for entry in cache))
+    mixed = tuple(torch.cat([a[:1], b[1:3], a[1:]]) for a, b in zip(ahead, cache, strict=True))
+    rest = torch.stack([latents[0, :, 1:], latents[1, :, :2], latents[2, :, :2], latents[3, :, 1:]])
+    both, cache = autoencoder.decode_pixels(rest, mixed)
+    whole = stream(autoencoder, latents, [3])
+    torch.testing.assert_close(torch.cat([pixels, both[going]], dim=1), whole[going], atol=1e-5, rtol=0)
+    torch.testing.assert_close(both[1:3], whole[1:3, :8], atol=1e-5, rtol=0)
+    last, _ = autoencoder.decode_pixels(latents[1:3, :, 2:], tuple(entry[1:3] for entry in cache))
+    torch.testing.assert_close(last, whole[1:3, 8:], atol=1e-5, rtol=0)
+
+
+def test_wans_memory_keeps_its_shape_and_is_free_before_the_first_latent(wan):
+    cache = wan.init_cache(2, 60, 104)
+    assert sum(entry.untyped_storage().nbytes() for entry in cache) < 1000
+    cache = wan.init_cache(2, 4, 4)
+    for part in latents_of(2, 16, 3, 4, 4).split(1, dim=2):
+        shapes = [(entry.shape, entry.dtype) for entry in cache]
+        _, cache = wan.decode_pixels(part, cache)
+        assert [(entry.shape, entry.dtype) for entry in cache] == shapes
+
+
+def test_wans_memory_stays_on_its_device(wan):
+    away = WanAutoencoder(memory_device="meta", **WAN)
+    assert all(entry.device.type == "meta" for entry in away.init_cache(1, 4, 4))
+    assert all(entry.device.type == "cpu" for entry in wan.init_cache(1, 4, 4))
+
+
+def test_wan_runs_in_bfloat16(wan):
+    half = build("wan").to(torch.bfloat16)
+    frames, latents = random_frames(1, 9), latents_of(1, 16, 2, 4, 4)
+    assert half.encode(frames).dtype == torch.float32
+    torch.testing.assert_close(half.encode(frames), wan.encode(frames), atol=0.1, rtol=0.1)
+    torch.testing.assert_close(stream(half, latents, [1, 1]), stream(wan, latents, [2]), atol=0.1, rtol=0.1)
+
+
 def test_wans_first_latent_gives_its_frame_four_times(wan):
     pixels = stream(wan, latents_of(1, 16, 2, 4, 4), [2])
     assert torch.equal(pixels[:, :3], pixels[:, 1:4]) and not torch.equal(pixels[:, 4], pixels[:, 3])

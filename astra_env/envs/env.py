@@ -22,7 +22,6 @@ from astra_env.video import read_image, resize_frames
 
 OBSERVATIONS = ("frame", "chunk", "latent")
 RESET_OPTIONS = ("image", "frames", "actions", "goal", "start", "prompt")
-CHUNK_FRAMES = 4
 
 
 @functools.lru_cache(maxsize=4)
@@ -58,14 +57,15 @@ class AstraEnv(gymnasium.Env):
     ## Starting State
     A recorded clip drawn by the seed, or `options`: `image` (array or path), `frames` uint8 (T, H, W, 3) and, where
     known, the `actions` (ceil(T / 4) - 1, A) between their latents, `start` (index of a recorded clip), `goal` (array
-    or path).
+    or path), and `prompt`, in worlds that read text.
 
     ## Episode End
     Terminates when the learned head sees success (task reward only); truncated after `max_episode_steps`.
 
     ## Arguments
-    `world_model`: bundled name or folder; `num_inference_steps` and `guidance_scale` override the checkpoint's
-    defaults; `clip_actions` clips instead of refusing actions out of bounds.
+    `world_model`: bundled name or folder; `num_inference_steps`, `guidance_scale` and `text_guidance_scale` override
+    the checkpoint's defaults; `style` is added to every prompt ("in the rain"); `clip_actions` clips instead of
+    refusing actions out of bounds.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012  (as Gymnasium declares it)
@@ -80,6 +80,8 @@ class AstraEnv(gymnasium.Env):
         start_states: str | os.PathLike[str] = "bundled",
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        text_guidance_scale: float | None = None,
+        style: str | None = None,
         device: str | None = None,
         render_mode: str | None = None,
         clip_actions: bool = False,
@@ -87,7 +89,12 @@ class AstraEnv(gymnasium.Env):
         if observation not in OBSERVATIONS:
             raise ValueError(f"observation is {observation!r}, expected one of {OBSERVATIONS}.")
         self.render_mode, self.observation, self.clip_actions = render_mode, observation, clip_actions
-        self.sampling = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+        self.sampling = {
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "text_guidance_scale": text_guidance_scale,
+        }
+        self.style = style
         self.world_model = load_world_model(str(world_model), device)
         self.modality = ENVIRONMENTS[environment].modality
         if self.modality not in self.world_model.modalities:
@@ -103,14 +110,16 @@ class AstraEnv(gymnasium.Env):
             self._task_reward = TaskReward(RewardModel.load(folder, self.world_model.device))
         self.reward_function: RewardFunction = self._task_reward  # type: ignore[assignment]
         self.state: WorldState | None = None
-        self._frames: np.ndarray | None = np.zeros((CHUNK_FRAMES, *self.world_model.frame_size, 3), np.uint8)
+        self._frames: np.ndarray | None = np.zeros(
+            (self.world_model.chunk_frames, *self.world_model.frame_size, 3), np.uint8
+        )
 
     def _observation_space(self) -> gymnasium.spaces.Box:
         height, width = self.world_model.frame_size
         if self.observation == "latent":
             channels = self.world_model.transformer.config.in_channels
             return gymnasium.spaces.Box(-np.inf, np.inf, (channels, height // 8, width // 8), np.float32)
-        shape = (height, width, 3) if self.observation == "frame" else (CHUNK_FRAMES, height, width, 3)
+        shape = (height, width, 3) if self.observation == "frame" else (self.world_model.chunk_frames, height, width, 3)
         return gymnasium.spaces.Box(0, 255, shape, np.uint8)
 
     @functools.cached_property
@@ -132,7 +141,7 @@ class AstraEnv(gymnasium.Env):
         self.state = self.world_model.init_state(
             torch.from_numpy(frames)[None],
             self.modality,
-            prompts=[options["prompt"]] if options.get("prompt") is not None else None,
+            prompts=self._prompts(options.get("prompt")),
             actions=None if actions is None else torch.from_numpy(actions)[None],
             seeds=[int(self.np_random.integers(2**31))],
         )
@@ -156,6 +165,15 @@ class AstraEnv(gymnasium.Env):
         if not 0 <= index < count:
             raise ValueError(f"start is {index}, expected 0 to {count - 1}: there are {count} recorded start states.")
         return self.start_states.frames[index], self.start_states.actions[index]
+
+    def _prompts(self, prompt: str | None) -> list[str] | None:
+        """The prompt with the environment's style, as a batch of one."""
+        parts = [part for part in (prompt, self.style) if part]
+        return [", ".join(parts)] if parts else None
+
+    def set_prompt(self, prompt: str) -> None:
+        """Describe the world anew; the words hold from the next step on."""
+        self.state = self.world_model.with_prompts(self.save_state(), self._prompts(prompt))
 
     def _image(self, image: np.ndarray | str | Path) -> np.ndarray:
         """A user's picture, cropped and resized to the world's frame."""

@@ -29,6 +29,7 @@ class WorldState:
     undecoded: Tensor  # long (B,): newest latents that the decoder has not seen
     seeds: Tensor  # long (B,)
     num_steps: Tensor  # long (B,): chunks imagined
+    prompt_embeds: Tensor  # (B, L, D): the prompt, embedded; (B, 0, 0) in worlds that take no text
     decoder_cache: Cache  # tensors with B rows
     modality: tuple[str, ...]  # one name a row
 

@@ -10,20 +10,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from astra_env.models.action_experts import ActionExperts, ActionFeatures
-from astra_env.models.history import HistoryEmbedder, HistoryLayout, PatchEmbed, grid_positions
+from astra_env.models.action_experts import ACTION_EXPERTS, ActionFeatures
+from astra_env.models.history import HISTORY_PACKINGS, HistoryLayout, PackedHistory, grid_positions
 
-TIME_FREQUENCIES = 128
+EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes of the network; the defaults are the bundled world's."""
+    """Sizes of the network; the defaults are the bundled world's.
+
+    The released Astra weights need `routing="fixed"`, `history_attention="full"` and `history_packing="released"`.
+    """
 
     action_dims: Mapping[str, int]
     in_channels: int = 16
@@ -32,24 +36,69 @@ class TransformerConfig:
     num_heads: int = 4
     ffn_dim: int = 1024
     patch_size: tuple[int, int, int] = (1, 2, 2)
+    freq_dim: int = 256  # width of the noise level's sinusoids
+    text_dim: int | None = None  # width of prompt embeddings; None for worlds that take no text
     num_experts: int = 4
     top_k: int = 2
+    shared_dim: int = 64  # width to which actions of all modalities are brought
+    routing: str = "learned"  # "fixed" gives each modality one linear expert
+    history_attention: str = "causal"  # "full" lets history attend to the noisy chunk, so nothing can be cached
+    history_packing: str = "framepack"  # "released" has the positions and action rows of the released weights
     precondition: bool = True  # False for pretrained backbones, whose output is the velocity itself
     history: HistoryLayout = field(default_factory=HistoryLayout)
 
 
+KeysValues = tuple[Tensor, Tensor]
+
+
 @dataclass(frozen=True)
 class HistoryCache:
-    """Keys and values (B, H, N, d) of the history in every block, and which of its N tokens are real (B, N)."""
+    """What all denoising steps of a chunk share: the history and the prompt, as every block sees them."""
 
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    mask: Tensor
+    mask: Tensor  # bool (B, N): which of the N history tokens are real
+    history: tuple[KeysValues, ...] = ()  # (B, H, N, d) of the history in every block, under causal attention
+    text: tuple[KeysValues, ...] = ()  # (B, H, L, d) of the prompt in every block
+    packed: PackedHistory | None = None  # under full attention: the tokens join every pass,
+    actions: Tensor | None = None  # with their action features (num_layers, B, G, D)
 
     def select(self, rows: Tensor) -> HistoryCache:
         """The chosen rows (long); a row may be chosen often: several targets share one history."""
-        layers = [tuple(entry[rows] for entry in entries) for entries in (self.keys, self.values)]
-        return HistoryCache(layers[0], layers[1], self.mask[rows])
+        history, text = ([(k[rows], v[rows]) for k, v in pairs] for pairs in (self.history, self.text))
+        return HistoryCache(
+            self.mask[rows],
+            tuple(history),
+            tuple(text),
+            None if self.packed is None else self.packed.select(rows),
+            None if self.actions is None else self.actions[:, rows],
+        )
+
+    @staticmethod
+    def cat(caches: Sequence[HistoryCache]) -> HistoryCache:
+        """Rows of several caches of one transformer in one batch."""
+        history, text = (
+            tuple(
+                (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer]))
+                for layer in zip(*pairs, strict=True)
+            )
+            for pairs in ([cache.history for cache in caches], [cache.text for cache in caches])
+        )
+        packed = [cache.packed for cache in caches if cache.packed is not None]
+        actions = [cache.actions for cache in caches if cache.actions is not None]
+        return HistoryCache(
+            torch.cat([cache.mask for cache in caches]),
+            history,
+            text,
+            PackedHistory.cat(packed) if packed else None,
+            torch.cat(actions, dim=1) if actions else None,
+        )
+
+
+class Context(NamedTuple):
+    """What the tokens of a block see besides themselves."""
+
+    history: KeysValues | None = None
+    mask: Tensor | None = None  # bool (B, 1, 1, N_keys)
+    text: KeysValues | None = None
 
 
 def rotary_tables(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -57,8 +106,8 @@ def rotary_tables(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple
     spatial = 2 * (head_dim // 6)
     angles = []
     for axis, width in enumerate((head_dim - 2 * spatial, spatial, spatial)):
-        frequency = 10000.0 ** (-torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width)
-        angles.append(positions[..., axis : axis + 1] * frequency)
+        frequency = 10000.0 ** (-torch.arange(0, width, 2, device=positions.device, dtype=torch.float64) / width)
+        angles.append(positions[..., axis : axis + 1].double() * frequency)
     angle = torch.cat(angles, dim=-1)[:, None]
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
@@ -81,6 +130,11 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
+def attention_mask(real: Tensor) -> Tensor | None:
+    """Mask (B, 1, 1, N) from which of N tokens are real (B, N); None where all are, which is faster."""
+    return None if bool(real.all()) else real[:, None, None]
+
+
 def precondition(output: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
     """Velocity from an output of unit variance and the noisy latents: the part of the velocity that the latents tell
     linearly (all of the noise at sigma 1) passes by the network. Latents are taken to have unit variance.
@@ -90,17 +144,44 @@ def precondition(output: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
     return (2 * sigma - 1) / variance * latents + output / variance.sqrt()
 
 
-def timestep_embedding(sigma: Tensor) -> Tensor:
-    """Sinusoids of 1000 sigma, cosines first, (..., 256)."""
-    frequency = torch.exp(-math.log(10000.0) * torch.arange(TIME_FREQUENCIES, device=sigma.device) / TIME_FREQUENCIES)
-    angle = 1000.0 * sigma[..., None].float() * frequency
+def timestep_embedding(sigma: Tensor, freq_dim: int) -> Tensor:
+    """Sinusoids of 1000 sigma, cosines first, float64 (..., freq_dim)."""
+    half = freq_dim // 2
+    frequency = torch.exp(-math.log(10000.0) * torch.arange(half, device=sigma.device, dtype=torch.float64) / half)
+    angle = 1000.0 * sigma[..., None].double() * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
-class Block(nn.Module):
-    """Modulate, add the action experts, self-attention, ACT-Adapter, gate; then the feed-forward network."""
+def normalised_heads(x: Tensor, scale: Tensor, num_heads: int) -> Tensor:
+    """RMS norm over all channels of x (B, N, D), then split into heads (B, H, N, d)."""
+    return F.rms_norm(x, x.shape[-1:], scale.to(x.dtype), EPS).unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
-    def __init__(self, dim: int, num_heads: int, ffn_dim: int) -> None:
+
+class TextAttention(nn.Module):
+    """Cross-attention to a prompt; its keys and values are computed once a chunk."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(dim, EPS)
+        self.q, self.kv, self.out = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.norm_q, self.norm_k = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.ones(dim))
+
+    def keys_values(self, text: Tensor) -> KeysValues:
+        """Of projected prompt embeddings (B, L, D)."""
+        k, v = self.kv(text).chunk(2, dim=-1)
+        return normalised_heads(k, self.norm_k, self.num_heads), v.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def forward(self, x: Tensor, text: KeysValues) -> Tensor:
+        """Tokens x (B, N, D) -> what they read from the prompt, same shape."""
+        q = normalised_heads(self.q(self.norm(x)), self.norm_q, self.num_heads)
+        return self.out(attention(q, *text, None).transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Modulate, add the action experts, self-attention, ACT-Adapter, gate; then the prompt; then the feed-forward."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, *, reads_text: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.modulation = nn.Parameter(torch.zeros(6, dim))
@@ -108,33 +189,29 @@ class Block(nn.Module):
         self.norm_q, self.norm_k = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.ones(dim))
         self.out = nn.Linear(dim, dim)
         self.adapter = nn.Linear(dim, dim)  # ACT-Adapter: the identity at the start
-        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(), nn.Linear(ffn_dim, dim))
+        self.text_attention = TextAttention(dim, num_heads) if reads_text else None
+        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU("tanh"), nn.Linear(ffn_dim, dim))
         nn.init.eye_(self.adapter.weight)
         nn.init.zeros_(self.adapter.bias)
 
     def forward(
-        self,
-        x: Tensor,
-        modulation: Tensor,
-        action: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        history: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, x: Tensor, modulation: Tensor, action: Tensor, rotary: tuple[Tensor, Tensor], context: Context
+    ) -> tuple[Tensor, KeysValues]:
         """Tokens x (B, N, D), modulation (B, 6, D), action (B, N, D) -> new tokens and their keys and values."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation + modulation)[:, :, None].unbind(1)
-        h = F.layer_norm(x, x.shape[-1:]) * (1 + scale_a) + shift_a + action
+        h = F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale_a) + shift_a + action
         q, k, v = self.qkv(h).chunk(3, dim=-1)
-        q, k = (
-            F.rms_norm(t, t.shape[-1:], scale.to(t.dtype), 1e-6) for t, scale in ((q, self.norm_q), (k, self.norm_k))
-        )
-        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        q, k = (normalised_heads(t, s, self.num_heads) for t, s in ((q, self.norm_q), (k, self.norm_k)))
+        v = v.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         q, k = rotate(q, rotary).to(v.dtype), rotate(k, rotary).to(v.dtype)
-        all_k, all_v = (k, v) if history is None else (torch.cat([history[0], k], 2), torch.cat([history[1], v], 2))
-        attended = attention(q, all_k, all_v, mask).transpose(1, 2).flatten(2)  # (B, N, D)
+        past = context.history
+        all_k, all_v = (k, v) if past is None else (torch.cat([past[0], k], 2), torch.cat([past[1], v], 2))
+        attended = attention(q, all_k, all_v, context.mask).transpose(1, 2).flatten(2)  # (B, N, D)
         x = x + gate_a * self.adapter(self.out(attended))
-        x = x + gate_f * self.ffn(F.layer_norm(x, x.shape[-1:]) * (1 + scale_f) + shift_f)
-        return x, k, v
+        if self.text_attention is not None and context.text is not None:
+            x = x + self.text_attention(x, context.text)
+        x = x + gate_f * self.ffn(F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale_f) + shift_f)
+        return x, (k, v)
 
 
 class AstraTransformer(nn.Module):
@@ -145,15 +222,28 @@ class AstraTransformer(nn.Module):
         dim = config.dim
         self.config = config
         self.head_dim = dim // config.num_heads
-        self.patch_embedding = PatchEmbed(config.in_channels, dim, config.patch_size)
-        self.history_embedder = HistoryEmbedder(config.in_channels, dim, config.patch_size, config.history)
+        packing = HISTORY_PACKINGS[config.history_packing]
+        self.patch_embedding = packing.embed_type(config.in_channels, dim, config.patch_size)
+        self.history_embedder = packing(config.in_channels, dim, config.patch_size, config.history)
         self.history_embedder.grow_from(self.patch_embedding)
-        self.time_embedding = nn.Sequential(nn.Linear(2 * TIME_FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Linear(dim, 6 * dim)
-        self.action_experts = ActionExperts(
-            config.action_dims, dim, config.num_layers, num_experts=config.num_experts, top_k=config.top_k
+        self.text_embedding = None
+        if config.text_dim is not None:
+            layers = (nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
+            self.text_embedding = nn.Sequential(*layers)
+        self.action_experts = ACTION_EXPERTS[config.routing](
+            config.action_dims,
+            dim,
+            config.num_layers,
+            shared_dim=config.shared_dim,
+            num_experts=config.num_experts,
+            top_k=config.top_k,
         )
-        self.blocks = nn.ModuleList(Block(dim, config.num_heads, config.ffn_dim) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(
+            Block(dim, config.num_heads, config.ffn_dim, reads_text=config.text_dim is not None)
+            for _ in range(config.num_layers)
+        )
         self.head_modulation = nn.Parameter(torch.zeros(2, dim))
         self.head = nn.Linear(dim, config.in_channels * math.prod(config.patch_size))
         for module in (self.time_projection, self.head):  # zero gates and velocity: training starts from the identity
@@ -162,51 +252,87 @@ class AstraTransformer(nn.Module):
 
     def modulations(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Time embedding (B, D) and the six modulation vectors (B, 6, D) of noise levels (B,)."""
-        time = self.time_embedding(timestep_embedding(sigma).to(self.head.weight.dtype))
+        time = self.time_embedding(timestep_embedding(sigma, self.config.freq_dim).to(self.head.weight.dtype))
         return time, self.time_projection(F.silu(time)).unflatten(-1, (6, -1))
 
+    def encode_text(self, prompt_embeds: Tensor | None) -> tuple[KeysValues, ...]:
+        """Keys and values of prompt embeddings (B, L, text_dim) in every block."""
+        if self.text_embedding is None or prompt_embeds is None:
+            return ()
+        text = self.text_embedding(prompt_embeds.to(self.head.weight.dtype))
+        return tuple(block.text_attention.keys_values(text) for block in self.blocks)  # type: ignore[union-attr, operator]
+
     def encode_history(
-        self, slots: Tensor, lengths: Tensor, actions: Tensor, present: Tensor, modality: Sequence[str]
+        self,
+        slots: Tensor,
+        lengths: Tensor,
+        actions: Tensor,
+        present: Tensor,
+        modality: Sequence[str],
+        prompt_embeds: Tensor | None = None,
     ) -> tuple[HistoryCache, ActionFeatures]:
-        """Keys and values of the window: slots (B, C, S, h, w), lengths (B,) and the actions (B, S, A) that led to
-        each slot, where present (B, S) is 1 and not 0. Also returns the experts' features, with the routing weights.
+        """Cache of the window of slots (B, C, S, h, w) and lengths (B,).
+
+        actions (B, S, A) are those that led to each slot, where present (B, S) is 1 and not 0; the chunk's own actions
+        may follow in further rows, which the released packing reads. Also returns the experts' features.
         """
         packed = self.history_embedder(slots.to(self.head.weight.dtype), lengths)
-        projected = self.action_experts.project(actions, present, modality, current=False)
-        grouped = packed.group_weights.to(projected.dtype) @ projected  # (B, G, F): mean over the slots a token covers
-        features = self.action_experts(grouped)
-        _, modulation = self.modulations(torch.zeros(len(slots), device=slots.device))
+        rows = packed.group_weights.shape[-1]
+        current = (torch.arange(rows, device=actions.device) >= slots.shape[2]).to(present).expand(len(slots), rows)
+        projected = self.action_experts.project(actions[:, :rows], present[:, :rows], modality, current=current)
+        # (B, G, F): mean over the slots that a token covers
+        features = self.action_experts(packed.group_weights.to(projected.dtype) @ projected, modality)
+        return self.cache_history(packed, features, self.encode_text(prompt_embeds)), features
+
+    def cache_history(
+        self, packed: PackedHistory, features: ActionFeatures, text: tuple[KeysValues, ...] = ()
+    ) -> HistoryCache:
+        """Cache of packed tokens under their action features: keys and values at sigma 0, or the tokens themselves."""
+        if self.config.history_attention == "full":
+            return HistoryCache(packed.mask, text=text, packed=packed, actions=features.values)
+        _, modulation = self.modulations(torch.zeros(len(packed.tokens), device=packed.tokens.device))
         rotary = rotary_tables(packed.positions, self.head_dim, packed.tokens.dtype)
-        mask = packed.mask[:, None, None]
-        x, keys, values = packed.tokens, [], []
-        for block, action in zip(self.blocks, features.values, strict=True):
-            x, k, v = block(x, modulation, action[:, packed.groups], rotary, None, mask)
-            keys.append(k)
-            values.append(v)
-        return HistoryCache(tuple(keys), tuple(values), packed.mask), features
+        x, mask, history = packed.tokens, attention_mask(packed.mask), []
+        for index, block in enumerate(self.blocks):
+            context = Context(mask=mask, text=text[index] if text else None)
+            x, keys_values = block(x, modulation, features.values[index][:, packed.groups], rotary, context)
+            history.append(keys_values)
+        return HistoryCache(packed.mask, tuple(history), text)
 
     def action_features(self, actions: Tensor, present: Tensor, modality: Sequence[str]) -> ActionFeatures:
         """Features of the chunk's actions (B, n, A); present (B, n) of 0 gives the null action of guidance."""
-        return self.action_experts(self.action_experts.project(actions, present, modality, current=True))
+        return self.action_experts(self.action_experts.project(actions, present, modality, current=True), modality)
 
     def forward(self, latents: Tensor, sigma: Tensor, actions: ActionFeatures, history: HistoryCache) -> Tensor:
         """Velocity (B, C, n, h, w) of noisy latents of the same shape at noise levels sigma (B,)."""
-        B, _, n, h, w = latents.shape
+        _, _, n, h, w = latents.shape
         _, ph, pw = self.config.patch_size
         embedded = self.patch_embedding(latents.to(self.head.weight.dtype))  # (B, n, N', D)
-        per_latent = embedded.shape[2]
+        B, _, per_latent, _ = embedded.shape
         grid = grid_positions(h // ph, w // pw, 1, latents.device)
         times = torch.arange(n, device=latents.device, dtype=grid.dtype).repeat_interleave(per_latent)
         positions = torch.cat([times[:, None], grid.repeat(n, 1)], dim=-1)[None]
-        rotary = rotary_tables(positions, self.head_dim, embedded.dtype)
         x = embedded.flatten(1, 2)
-        mask = F.pad(history.mask, (0, x.shape[1]), value=True)[:, None, None]
+        mask = attention_mask(F.pad(history.mask, (0, x.shape[1]), value=True))
+        joined = history.packed
+        if joined is not None:
+            x = torch.cat([joined.tokens, x], dim=1)
+            positions = positions.expand(B, -1, -1) + F.pad(joined.start[:, None, None], (0, 2))
+            positions = torch.cat([joined.positions, positions], dim=1)
+        # the released weights' own code rotates in double precision
+        wide = {torch.float32: torch.float64}.get(embedded.dtype, torch.float32)
+        rotary = rotary_tables(positions, self.head_dim, embedded.dtype if joined is None else wide)
         time, modulation = self.modulations(sigma)
         for index, block in enumerate(self.blocks):
             action = actions.values[index].repeat_interleave(per_latent, dim=1)
-            x, _, _ = block(x, modulation, action, rotary, (history.keys[index], history.values[index]), mask)
+            if joined is not None and history.actions is not None:
+                action = torch.cat([history.actions[index][:, joined.groups], action], dim=1)
+            past = history.history[index] if history.history else None
+            x, _ = block(
+                x, modulation, action, rotary, Context(past, mask, history.text[index] if history.text else None)
+            )
         shift, scale = (self.head_modulation + time[:, None])[:, :, None].unbind(1)
-        x = self.head(F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift)
+        x = self.head(F.layer_norm(x[:, -n * per_latent :], x.shape[-1:], eps=EPS) * (1 + scale) + shift)
         x = x.reshape(B, n, h // ph, w // pw, ph, pw, -1).permute(0, 6, 1, 2, 4, 3, 5)
-        output = x.reshape(latents.shape).float()
+        output = x.reshape(latents.shape).to(torch.promote_types(x.dtype, torch.float32))
         return precondition(output, latents, sigma) if self.config.precondition else output

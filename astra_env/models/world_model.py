@@ -7,13 +7,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from astra_env.actions import ACTION_MODALITIES
-from astra_env.models.action_experts import ActionFeatures
+from astra_env.models.action_encoding import ACTION_ENCODINGS
 from astra_env.models.autoencoder import AUTOENCODERS, TEMPORAL_COMPRESSION, VideoAutoencoder
 from astra_env.models.checkpoint import (
     check_modalities,
@@ -23,18 +23,24 @@ from astra_env.models.checkpoint import (
     save_weights,
 )
 from astra_env.models.flow_matching import denoise, shifted_sigmas
+from astra_env.models.guidance import GuidedVelocity, conditionings
 from astra_env.models.history import HistoryLayout
 from astra_env.models.state import WorldState
 from astra_env.models.transformer import AstraTransformer, TransformerConfig
 
+if TYPE_CHECKING:
+    from astra_env.models.text_encoder import TextEncoder
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Defaults of one step: how many Euler steps, how strongly actions are followed, how sigmas are spaced."""
+    """Defaults of one step: its latents and Euler steps, how strongly actions and prompts act, the sigmas' spacing."""
 
     num_inference_steps: int = 1
     guidance_scale: float = 1.0
     shift: float = 3.0
+    text_guidance_scale: float = 1.0
+    chunk_size: int = 1
 
 
 class WorldModel(nn.Module):
@@ -48,12 +54,15 @@ class WorldModel(nn.Module):
         frame_size: tuple[int, int] = (64, 64),
         sampling: Sampling | None = None,
         autoencoder_config: Mapping[str, Any] | None = None,
+        action_encodings: Mapping[str, str] | None = None,
+        text_encoder: TextEncoder | None = None,
     ) -> None:
         super().__init__()
-        self.autoencoder, self.transformer = autoencoder, transformer
+        self.autoencoder, self.transformer, self.text_encoder = autoencoder, transformer, text_encoder
         self.frame_size, self.sampling = frame_size, sampling or Sampling()
         self.autoencoder_config = dict(autoencoder_config or {"type": "tiny"})
         self.modalities = {name: ACTION_MODALITIES[name] for name in transformer.config.action_dims}
+        self.action_encodings = dict.fromkeys(self.modalities, "bounds") | dict(action_encodings or {})
         self.action_dim = max(transformer.config.action_dims.values())
 
     @classmethod
@@ -69,6 +78,8 @@ class WorldModel(nn.Module):
             frame_size=tuple(config["frame_size"]),
             sampling=Sampling(**config["sampling"]),
             autoencoder_config=config["autoencoder"],
+            action_encodings=config.get("action_encodings"),
+            text_encoder=None,
         )
 
     @property
@@ -79,6 +90,8 @@ class WorldModel(nn.Module):
             "autoencoder": self.autoencoder_config,
             "transformer": dataclasses.asdict(self.transformer.config),
             "sampling": dataclasses.asdict(self.sampling),
+            "action_encodings": self.action_encodings,
+            "text_encoder": None if self.text_encoder is None else self.text_encoder.config,
             "modalities": {name: modality.to_json() for name, modality in self.modalities.items()},
         }
 
@@ -86,6 +99,11 @@ class WorldModel(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.transformer.head.weight.device
+
+    @property
+    def chunk_frames(self) -> int:
+        """Video frames of one step."""
+        return TEMPORAL_COMPRESSION * self.sampling.chunk_size
 
     @property
     def layout(self) -> HistoryLayout:
@@ -133,16 +151,15 @@ class WorldModel(nn.Module):
         self,
         frames: Tensor,
         modality: str | Sequence[str],
-        prompts: Sequence[str] | None = None,
+        prompts: Sequence[str] | Tensor | None = None,
         actions: Tensor | None = None,
         seeds: Sequence[int] | None = None,
     ) -> WorldState:
         """Start B worlds from frames uint8 (B, T, H, W, 3), T >= 1.
 
         actions float32 (B, ceil(T / 4) - 1, A) in physical units, where known, led to the latents after the first.
+        prompts are B sentences or their embeddings (B, L, D), for world models that read text.
         """
-        if prompts is not None:
-            raise ValueError("This world model takes no text; leave prompts out.")
         if frames.dtype != torch.uint8 or frames.ndim != 5 or tuple(frames.shape[2:]) != (*self.frame_size, 3):
             size = f"{self.frame_size[0]}, {self.frame_size[1]}, 3"
             raise ValueError(f"Frames are {frames.dtype} {tuple(frames.shape)}, expected uint8 (B, T, {size}).")
@@ -168,23 +185,47 @@ class WorldModel(nn.Module):
             undecoded=torch.full((B,), min(T, window), device=self.device),
             seeds=torch.as_tensor(list(seeds or range(B)), device=self.device),
             num_steps=torch.zeros(B, dtype=torch.long, device=self.device),
+            prompt_embeds=self.embed_prompts(prompts, B),
             decoder_cache=self.autoencoder.init_cache(B, h, w),
             modality=names,
         )
 
+    def embed_prompts(self, prompts: Sequence[str] | Tensor | None, batch_size: int) -> Tensor:
+        """Embeddings (B, L, D) of prompts; None is the empty prompt. (B, 0, 0) in a world model that takes no text."""
+        text_dim = self.transformer.config.text_dim
+        if text_dim is None:
+            if prompts is not None:
+                raise ValueError("This world model takes no text; leave the prompt out.")
+            return torch.zeros(batch_size, 0, 0, device=self.device)
+        if isinstance(prompts, Tensor):
+            if prompts.ndim != 3 or len(prompts) != batch_size or prompts.shape[-1] != text_dim:
+                raise ValueError(
+                    f"Prompt embeddings are {tuple(prompts.shape)}, expected ({batch_size}, L, {text_dim})."
+                )
+            return prompts.to(self.device)
+        sentences = [""] * batch_size if prompts is None else list(prompts)
+        if len(sentences) != batch_size or not all(isinstance(sentence, str) for sentence in sentences):
+            raise ValueError(f"prompts are {prompts!r}, expected a sentence for each of {batch_size} worlds.")
+        if self.text_encoder is None:
+            raise ValueError("This world model reads text but has no text encoder; give prompts as embeddings.")
+        return self.text_encoder.encode(sentences).to(self.device)
+
+    def with_prompts(self, state: WorldState, prompts: Sequence[str] | Tensor | None) -> WorldState:
+        """The same worlds under other prompts, which hold from the next step on."""
+        return dataclasses.replace(state, prompt_embeds=self.embed_prompts(prompts, len(state)))
+
     def normalise(self, actions: Tensor, modality: Sequence[str]) -> Tensor:
-        """Physical actions (B, n, A) -> [-1, 1] between the bounds of each row's modality, in the model's width."""
+        """Physical actions (B, n, A) -> what the network reads of them (B, n, action_dim), zero beyond a row's own."""
         B, width = len(modality), max(self.modalities[name].action_dim for name in modality)
         if actions.ndim != 3 or len(actions) != B or actions.shape[-1] != width:
             raise ValueError(f"Actions are {tuple(actions.shape)}, expected ({B}, n, {width}) for {B} worlds.")
-        low, high = (torch.zeros(B, 1, self.action_dim) for _ in range(2))
-        for row, name in enumerate(modality):
-            entry = self.modalities[name]
-            low[row, 0, : entry.action_dim] = torch.as_tensor(entry.low)
-            high[row, 0, : entry.action_dim] = torch.as_tensor(entry.high)
-        low, high = low.to(actions), high.to(actions)
-        padded = torch.nn.functional.pad(actions, (0, self.action_dim - actions.shape[-1]))
-        return (2 * padded - low - high) / (high - low).clamp(min=1e-6)
+        encoded = actions.new_zeros(*actions.shape[:2], self.action_dim)
+        for name in dict.fromkeys(modality):
+            rows = [row for row, entry in enumerate(modality) if entry == name]
+            entry, encode = self.modalities[name], ACTION_ENCODINGS[self.action_encodings[name]]
+            part = encode(actions[rows, :, : entry.action_dim], entry)
+            encoded[rows, :, : part.shape[-1]] = part
+        return encoded
 
     def step(
         self,
@@ -194,41 +235,24 @@ class WorldModel(nn.Module):
         *,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        text_guidance_scale: float | None = None,
     ) -> WorldState:
-        """Imagine the next chunk under actions float32 (B, A) or (B, n, A) in physical units.
+        """Imagine the next chunk under actions float32 (B, A), held for the chunk, or (B, n, A), in physical units.
 
         One generator a row draws the noise; without them it follows from each row's seed and step count.
         """
         actions = actions.to(self.device)
-        normalised = self.normalise(actions[:, None] if actions.ndim == 2 else actions, state.modality)
-        past, known = self._cast(state.actions, state.action_present)
-        cache, _ = self.transformer.encode_history(state.latents, state.lengths, past, known, state.modality)
-        present = torch.ones_like(normalised[..., 0])
+        held = actions[:, None].expand(-1, self.sampling.chunk_size, -1) if actions.ndim == 2 else actions
+        normalised = self.normalise(held, state.modality)
         scale = self.sampling.guidance_scale if guidance_scale is None else guidance_scale
-        features = self._features(normalised, present, state.modality)
-        if scale != 1:  # action-free guidance: both passes share one history and one batch
-            free = self._features(normalised, torch.zeros_like(present), state.modality)
-            features = ActionFeatures(torch.cat([features.values, free.values], 1), features.routing)
-            cache = cache.select(torch.arange(len(state)).repeat(2))
-
-        def velocity(latents: Tensor, sigma: Tensor) -> Tensor:
-            if scale == 1:
-                return self.transformer(latents, sigma.expand(len(latents)), features, cache)
-            both = self.transformer(latents.repeat(2, 1, 1, 1, 1), sigma.expand(2 * len(latents)), features, cache)
-            following, free = both.chunk(2)
-            return free + scale * (following - free)
-
+        text_scale = self.sampling.text_guidance_scale if text_guidance_scale is None else text_guidance_scale
+        empty_prompt = None if text_scale == 1 else self.embed_prompts(None, len(state))
+        passes = conditionings(self.transformer, state, normalised, scale, text_scale, empty_prompt)
+        velocity = GuidedVelocity(self.transformer, passes)
         noise = self._noise(state, normalised.shape[1], generators)
         num = self.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
         sigmas = shifted_sigmas(num, self.sampling.shift)
         return state.advance(denoise(velocity, noise, sigmas.to(self.device)), normalised, self.layout)
-
-    def _cast(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tensor.to(self.transformer.head.weight.dtype) for tensor in tensors)
-
-    def _features(self, actions: Tensor, present: Tensor, modality: Sequence[str]) -> ActionFeatures:
-        actions, present = self._cast(actions, present)
-        return self.transformer.action_features(actions, present, modality)
 
     def _noise(self, state: WorldState, n: int, generators: Sequence[torch.Generator] | None) -> Tensor:
         """Standard normal (B, C, n, h, w), drawn on the CPU row by row, so that it depends on nothing but the row."""
@@ -254,7 +278,7 @@ class WorldModel(nn.Module):
         return state
 
     def decode(self, state: WorldState) -> tuple[WorldState, Tensor]:
-        """The newest chunk, uint8 (B, 4, H, W, 3); equals decoding the whole video at once.
+        """The newest chunk, uint8 (B, chunk_frames, H, W, 3); equals decoding the whole video at once.
 
         Latents imagined since the last call pass through the decoder first; the returned state remembers them.
         """
@@ -274,4 +298,4 @@ class WorldModel(nn.Module):
             cache = self.autoencoder.init_cache(len(state), *state.latents.shape[-2:])
         frames, cache = self.autoencoder.decode(state.latents[:, :, -int(waiting[0]) :].float(), cache)
         decoded = dataclasses.replace(state, decoder_cache=cache, undecoded=torch.zeros_like(state.undecoded))
-        return decoded, frames[:, -TEMPORAL_COMPRESSION:]
+        return decoded, frames[:, -self.chunk_frames :]

@@ -1,0 +1,91 @@
+"""Guidance: the forward passes of one denoising step, run in one batch and weighed.
+
+Action-free guidance pushes the velocity away from the one without actions: v = v(free) + s (v(a) - v(free))
+(arXiv 2512.08931, section 3); guidance by the prompt does the same against the empty prompt. Both add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from astra_env.models.action_experts import ActionFeatures
+from astra_env.models.state import WorldState
+from astra_env.models.transformer import AstraTransformer, HistoryCache
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One conditioning of B worlds and its weight in the guided velocity."""
+
+    weight: float
+    features: ActionFeatures
+    cache: HistoryCache
+
+
+class GuidedVelocity:
+    """Velocity of B worlds under several weighed conditionings that share one batch."""
+
+    def __init__(self, transformer: AstraTransformer, passes: Sequence[Pass]) -> None:
+        self.transformer, self.weights = transformer, [entry.weight for entry in passes]
+        if len(passes) == 1:
+            self.features, self.cache = passes[0].features, passes[0].cache
+            return
+        values = torch.cat([entry.features.values for entry in passes], dim=1)
+        self.features = ActionFeatures(values, torch.cat([entry.features.routing for entry in passes]))
+        self.cache = HistoryCache.cat([entry.cache for entry in passes])
+
+    def __call__(self, latents: Tensor, sigma: Tensor) -> Tensor:
+        """Velocity (B, C, n, h, w) of latents of that shape at one noise level."""
+        count = len(self.weights)
+        batch = latents.repeat(count, 1, 1, 1, 1)
+        velocity = self.transformer(batch, sigma.expand(len(batch)), self.features, self.cache)
+        if count == 1:
+            return velocity
+        parts = velocity.chunk(count)
+        return sum((weight * part for weight, part in zip(self.weights, parts, strict=True)), torch.zeros_like(latents))
+
+
+def conditionings(
+    transformer: AstraTransformer,
+    state: WorldState,
+    actions: Tensor,
+    guidance_scale: float,
+    text_guidance_scale: float,
+    empty_prompt: Tensor | None,
+) -> list[Pass]:
+    """What guidance weighs for the next chunk of B worlds: all conditions, without actions, without the prompt.
+
+    Args:
+        transformer: computes the histories and the features of the actions.
+        state: B worlds.
+        actions: encoded actions (B, n, A) of the chunk.
+        guidance_scale: of the actions; 1 needs no further pass.
+        text_guidance_scale: of the prompt; 1 needs no further pass.
+        empty_prompt: embeddings (B, L, D) of the empty prompt, where text_guidance_scale is not 1.
+    """
+    dtype = transformer.head.weight.dtype
+    given = torch.ones_like(actions[..., 0])
+    table = torch.cat([state.actions, actions], dim=1).to(dtype)
+    known = torch.cat([state.action_present, given], dim=1).to(dtype)
+
+    def history(known: Tensor, prompt_embeds: Tensor) -> HistoryCache:
+        slots = state.latents, state.lengths
+        return transformer.encode_history(*slots, table, known, state.modality, prompt_embeds)[0]
+
+    def chunk(present: Tensor) -> ActionFeatures:
+        return transformer.action_features(actions.to(dtype), present.to(dtype), state.modality)
+
+    cache, features = history(known, state.prompt_embeds), chunk(given)
+    passes = [Pass(guidance_scale + text_guidance_scale - 1, features, cache)]
+    if guidance_scale != 1:
+        # the released weights drop the history's actions as well; ours keep one history for both passes
+        full = transformer.config.history_attention == "full"
+        free = history(torch.zeros_like(known), state.prompt_embeds) if full else cache
+        passes.append(Pass(1 - guidance_scale, chunk(torch.zeros_like(given)), free))
+    if empty_prompt is not None and text_guidance_scale != 1:
+        passes.append(Pass(1 - text_guidance_scale, features, history(known, empty_prompt)))
+    return passes
