@@ -50,7 +50,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(INSTALL) -e '.[dev,rl,benchmark]'
+	$(INSTALL) -e '.[dev,rl,benchmark,wan]'
 	@touch $@
 
 # Simulators carry stale pins on other packages but run beside their current versions: what they really need

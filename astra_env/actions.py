@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,16 +10,12 @@ import gymnasium
 import numpy as np
 from numpy.typing import ArrayLike
 
-from astra_env import geometry
+from astra_env.kinematics import BicycleMotion, Kinematics, RigidMotion
 
 
 @dataclass(frozen=True)
 class ActionModality:
-    """One kind of action.
-
-    The first six fields are a motion of a pose (translation in metres, roll pitch yaw in radians, both about the axes
-    of ``frame``); the others are absolute commands.
-    """
+    """One kind of action: the first fields move a pose, as its kinematics says; the others are absolute commands."""
 
     name: str
     fields: tuple[str, ...]
@@ -30,10 +26,8 @@ class ActionModality:
     """Actions in a second."""
     frame: str
     """The coordinate frame that motions are expressed in."""
-    moving: bool = False
-    """Whether that frame moves with the pose, instead of standing still."""
-    turn_axes: tuple[int, int, int] = (0, 1, 2)
-    """The axes of ``frame`` that roll, pitch and yaw turn about, by the right-hand rule: 0 x, 1 y, 2 z."""
+    kinematics: Kinematics = field(default_factory=RigidMotion)
+    """How the first fields move a pose."""
     absolute: tuple[str, ...] = ()
     """Fields that set a value instead of changing one."""
     keys: Mapping[str, tuple[str, float]] = field(default_factory=dict)
@@ -94,32 +88,39 @@ class ActionModality:
         parts = np.asarray(actions, dtype=np.float32)
         return np.where(self._is_absolute(), parts[..., -1, :], parts.sum(axis=-2)).astype(np.float32)
 
-    def integrate(self, pose: ArrayLike, actions: ArrayLike) -> np.ndarray:
-        """Poses (T + 1, 4, 4) that actions (T, A) lead through from ``pose`` (4, 4)."""
-        poses = [np.asarray(pose, dtype=np.float64)]
-        for action in np.asarray(actions, dtype=np.float64):
-            turn = geometry.rpy_to_matrix(action[3:6][list(np.argsort(self.turn_axes))])
-            if self.moving:
-                poses.append(geometry.compose(poses[-1], geometry.make_pose(turn, action[:3])))
-            else:
-                poses.append(geometry.make_pose(turn @ poses[-1][:3, :3], poses[-1][:3, 3] + action[:3]))
-        return np.stack(poses)
+    def integrate(self, pose: ArrayLike, actions: ArrayLike, *, speed: float = 0.0) -> np.ndarray:
+        """Poses (T + 1, 4, 4) that actions (T, A) lead through from ``pose`` (4, 4); a car begins at speed, in m/s."""
+        start, moves = np.asarray(pose, dtype=np.float64), np.asarray(actions, dtype=np.float64)
+        return self.kinematics.integrate(start, moves, 1 / self.rate_hz, speed)
 
-    def from_poses(self, poses: ArrayLike, absolute: ArrayLike = ()) -> np.ndarray:
+    def to_pose(self, action: ArrayLike, *, speed: float = 0.0) -> np.ndarray:
+        """Pose (4, 4) after one action (A,), seen from the pose before it."""
+        return self.integrate(np.eye(4), np.asarray(action)[None], speed=speed)[1]
+
+    def from_poses(self, poses: ArrayLike, absolute: ArrayLike = (), *, speed: float = 0.0) -> np.ndarray:
         """Actions (T - 1, A) that lead through ``poses`` (T, 4, 4), with the ``absolute`` fields (T,) or (T, n).
 
-        ``actions[t]`` leads from pose t to pose t + 1 and holds the absolute values of frame t + 1.
+        ``actions[t]`` leads from pose t to pose t + 1 and holds the absolute values of frame t + 1. They may leave the
+        bounds, where the poses were not made by this modality.
         """
-        poses = np.asarray(poses, dtype=np.float64)
-        absolute = np.asarray(absolute, dtype=np.float64).reshape(len(poses), len(self.absolute))
-        if self.moving:
-            steps = geometry.relative(poses[:-1], poses[1:])
-            motion, rotation = steps[:, :3, 3], steps[:, :3, :3]
-        else:
-            motion = poses[1:, :3, 3] - poses[:-1, :3, 3]
-            rotation = poses[1:, :3, :3] @ np.swapaxes(poses[:-1, :3, :3], -1, -2)
-        turn = geometry.matrix_to_rpy(rotation)[:, list(self.turn_axes)]
-        return np.concatenate([motion, turn, absolute[1:]], axis=-1).astype(np.float32)
+        moves = self.kinematics.recover(np.asarray(poses, dtype=np.float64), 1 / self.rate_hz, speed)
+        values = np.asarray(absolute, dtype=np.float64).reshape(len(moves) + 1, len(self.absolute))
+        return np.concatenate([moves, values[1:]], axis=-1).astype(np.float32)
+
+    def from_keys(self, pressed: Iterable[str]) -> np.ndarray:
+        """The action (A,) of keys that are held together; opposite keys cancel, absolute fields need their key."""
+        action = np.zeros(self.action_dim, np.float32)
+        for key in pressed:
+            if key not in self.keys:
+                raise ValueError(f"{self.name} knows no key {key!r}; its keys are {sorted(self.keys)}.")
+            name, share = self.keys[key]
+            index = self.fields.index(name)
+            action[index] += share * (self.high[index] if share > 0 else -self.low[index])
+        return self.validate(action, clip=True)
+
+    def discrete(self, choices: Iterable[Iterable[str]]) -> np.ndarray:
+        """Table (N, A) of a discrete action space: one row for each set of keys, such as ``DISCRETE_ACTIONS``."""
+        return np.stack([self.from_keys(keys) for keys in choices])
 
     def _is_absolute(self) -> np.ndarray:
         return np.array([name in self.absolute for name in self.fields])
@@ -159,8 +160,7 @@ ACTION_MODALITIES: dict[str, ActionModality] = {
         high=(0.2, 0.2, 0.2, 0.2, 0.2, 0.2),
         rate_hz=5.0,
         frame="camera: x right, y down, z forward",
-        moving=True,
-        turn_axes=(2, 0, 1),
+        kinematics=RigidMotion(moving=True, turn_axes=(2, 0, 1)),
         keys={
             "w": ("dz", 1.0),
             "s": ("dz", -1.0),
@@ -176,4 +176,40 @@ ACTION_MODALITIES: dict[str, ActionModality] = {
             "e": ("droll", 1.0),
         },
     ),
+    "vehicle": ActionModality(
+        name="vehicle",
+        fields=("steering", "acceleration"),
+        units=("rad", "m/s^2"),
+        low=(-0.6, -6.0),
+        high=(0.6, 3.0),
+        rate_hz=5.0,
+        frame="ego: x forward, y left, z up",
+        kinematics=BicycleMotion(),
+        keys={
+            "w": ("acceleration", 1.0),
+            "s": ("acceleration", -1.0),
+            "a": ("steering", 1.0),
+            "d": ("steering", -1.0),
+        },
+    ),
 }
+
+DISCRETE_ACTIONS: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "camera": (
+        (),
+        ("w",),
+        ("s",),
+        ("a",),
+        ("d",),
+        ("w", "a"),
+        ("w", "d"),
+        ("left",),
+        ("right",),
+        ("up",),
+        ("down",),
+        ("w", "left"),
+        ("w", "right"),
+    ),
+    "vehicle": ((), ("w",), ("s",), ("a",), ("d",), ("w", "a"), ("w", "d"), ("s", "a"), ("s", "d")),
+}
+"""Modality -> the sets of keys that a discrete action space chooses from; the first is no key at all."""

@@ -26,9 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = commands.add_parser("report", help="write the table of earlier results into a Markdown file")
     report.add_argument("--results", type=Path, default=RESULTS)
     report.add_argument("--readme", type=Path, default=Path("README.md"))
+    wan = commands.add_parser("backbone", help="count the arithmetic of the 1.3B backbone; time it where a GPU is")
+    wan.add_argument("--out", type=Path, default=RESULTS.with_name("backbone.json"))
     options = parser.parse_args(arguments)
     try:
-        {"first-light": _first_light, "report": _report}[options.command](options)
+        {"first-light": _first_light, "report": _report, "backbone": _backbone}[options.command](options)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"astra-bench: {error}")
 
@@ -57,6 +59,14 @@ def _report(options: argparse.Namespace) -> None:
     update_readme(options.readme, results)
     save_plot(options.results.with_suffix(".png"), results)
     print(f"{options.readme} shows the figures of {options.results}.")
+
+
+def _backbone(options: argparse.Namespace) -> None:
+    from benchmarks.backbone import backbone
+
+    results = json.dumps(backbone(), indent=2)
+    options.out.write_text(results + "\n")
+    print(results)
 
 
 if __name__ == "__main__":

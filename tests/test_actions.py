@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from astra_env import geometry
-from astra_env.actions import ACTION_MODALITIES
+from astra_env.actions import ACTION_MODALITIES, DISCRETE_ACTIONS
 
 RNG = np.random.default_rng(0)
 START = geometry.make_pose(geometry.rpy_to_matrix([0.2, -0.1, 0.7]), [0.5, 0.1, 0.2])
@@ -88,10 +88,33 @@ def test_split_divides_changes_and_repeats_absolute_values(modality):
 
 def test_actions_found_from_poses_lead_through_them(modality):
     actions = random_actions(modality, 12)
-    poses = modality.integrate(START, actions)
+    poses = modality.integrate(START, actions, speed=20.0)
     assert poses.shape == (13, 4, 4)
-    absolute = np.concatenate([np.zeros((1, len(modality.absolute))), actions[:, 6:]])
-    np.testing.assert_allclose(modality.from_poses(poses, absolute), actions, atol=1e-6)
+    motion_fields = modality.kinematics.num_fields
+    assert motion_fields + len(modality.absolute) == modality.action_dim
+    absolute = np.concatenate([np.zeros((1, len(modality.absolute))), actions[:, motion_fields:]])
+    np.testing.assert_allclose(modality.from_poses(poses, absolute, speed=20.0), actions, atol=1e-5)
+    np.testing.assert_allclose(
+        modality.to_pose(actions[0], speed=20.0), modality.integrate(np.eye(4), actions[:1], speed=20.0)[1]
+    )
+
+
+def test_keys_add_up_to_an_action(modality):
+    assert not modality.from_keys([]).any()
+    for key, (name, share) in modality.keys.items():
+        index = modality.fields.index(name)
+        bound = modality.high[index] if share > 0 else modality.low[index]
+        np.testing.assert_allclose(modality.from_keys([key])[index], abs(share) * bound, rtol=1e-6)
+    assert modality.space().contains(modality.from_keys(modality.keys))
+    with pytest.raises(ValueError, match="no key 'pause'"):
+        modality.from_keys(["pause"])
+
+
+@pytest.mark.parametrize("name", DISCRETE_ACTIONS)
+def test_a_discrete_space_is_a_table_of_different_actions(name):
+    table = ACTION_MODALITIES[name].discrete(DISCRETE_ACTIONS[name])
+    assert not table[0].any()
+    assert len(np.unique(table, axis=0)) == len(DISCRETE_ACTIONS[name])
 
 
 def test_an_end_effector_turns_about_the_base_axes_and_stays_in_place():

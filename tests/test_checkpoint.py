@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,7 +56,47 @@ def test_saving_twice_leaves_one_checkpoint(world_model, tmp_path):
     names = sorted(file.name for file in tmp_path.iterdir())
     world_model.save_pretrained(tmp_path)
     assert names == sorted(file.name for file in tmp_path.iterdir())
-    assert names == ["autoencoder.safetensors", "config.json", "transformer.safetensors"]
+    assert names == ["README.md", "autoencoder.safetensors", "config.json", "transformer.safetensors"]
+
+
+def test_a_model_card_that_was_written_by_hand_stays(world_model, tmp_path):
+    (tmp_path / "README.md").write_text("by hand")
+    world_model.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "by hand"
+
+
+class Hub:
+    """Stands for `HfApi`: remembers repositories, and the files of the folder that is uploaded."""
+
+    def __init__(self):
+        self.made, self.files = [], {}
+
+    def create_repo(self, repo_id, *, private, exist_ok):
+        self.made.append((repo_id, private, exist_ok))
+        return f"https://hub/{repo_id}"
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        assert self.made and self.made[-1][0] == repo_id and commit_message
+        self.files = {file.name: file.read_bytes() for file in Path(folder_path).iterdir()}
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_what_is_saved_is_what_is_pushed(world_model, tmp_path, monkeypatch, private):
+    hub = Hub()
+    monkeypatch.setattr("astra_env.models.checkpoint.HfApi", lambda: hub)
+    url = world_model.push_to_hub("someone/a-world", torch.float32, private=private)
+    assert url == "https://hub/someone/a-world" and hub.made == [("someone/a-world", private, True)]
+    world_model.save_pretrained(tmp_path, torch.float32)
+    saved = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert hub.files.keys() == saved.keys()
+    assert all(hub.files[name] == content for name, content in saved.items() if name != "README.md")
+    assert 'from_pretrained("someone/a-world")' in hub.files["README.md"].decode()
+
+
+def test_options_are_a_presets(world_model, tmp_path):
+    world_model.save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match=r"takes no options, but got \['offload', 'wan'\]"):
+        WorldModel.from_pretrained(tmp_path, wan="here", offload=True)
 
 
 def test_the_config_states_each_modalitys_convention(world_model):
@@ -85,9 +126,8 @@ def test_a_truncated_weights_file_is_named(world_model, tmp_path, name):
         WorldModel.from_pretrained(tmp_path)
 
 
-def test_a_missing_shard_is_an_error(world_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("astra_env.models.checkpoint.MAX_SHARD_SIZE", "50KB")
-    world_model.save_pretrained(tmp_path)
+def test_a_missing_shard_is_an_error(world_model, tmp_path):
+    world_model.save_pretrained(tmp_path, max_shard_size="50KB")
     shards = sorted(tmp_path.glob("transformer-*.safetensors"))
     assert len(shards) > 1
     WorldModel.from_pretrained(tmp_path)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
-from tiny import actions_of, assert_same, episode
+from tiny import actions_of, assert_same, episode, save_checkpoint
 
 import astra_env  # noqa: F401  registers the ids
 from astra_env.envs import ENVIRONMENTS
@@ -129,6 +129,19 @@ def test_a_function_of_the_callers_own_rewards(make):
     assert set(info["reward_terms"]) == {"brightness"}
     _, reward, terminated, _, _ = env.step(actions_of(1)[0])
     assert reward == pytest.approx(env.unwrapped.state.newest.mean().item()) and not terminated
+
+
+def test_a_world_that_has_learned_no_reward_gives_none(tmp_path):
+    head = save_checkpoint(tmp_path) / "reward_model.safetensors"
+    whole = head.read_bytes()
+    head.unlink()
+    env = gym.make(ID, world_model=str(tmp_path), device="cpu")
+    assert env.reset(seed=1)[1]["reward_terms"] == {}
+    _, reward, terminated, _, info = env.step(actions_of(1)[0])
+    assert (reward, terminated, info["reward_terms"]) == (0.0, False, {})
+    head.write_bytes(whole[:-10])
+    with pytest.raises(ValueError, match=r"reward_model.safetensors cannot be read"):
+        gym.make(ID, world_model=str(tmp_path), device="cpu")
 
 
 # Actions

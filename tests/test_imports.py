@@ -21,6 +21,7 @@ MODULES = {
 LAYERS = (
     # astra_env.envs itself is the light table of ids, and start states are a file format.
     ("astra_env.geometry", "astra_env.envs", "astra_env.envs.start_states"),
+    ("astra_env.kinematics",),
     ("astra_env.actions",),
     ("astra_env.video",),
     ("astra_env.models", "astra_env.datasets", "astra_env.simulators"),

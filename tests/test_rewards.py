@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import MODALITY, random_actions, random_frames, tiny_world_model
 
-from astra_env.envs.rewards import GoalReward, TaskReward
+from astra_env.envs.rewards import GoalReward, TaskReward, no_reward
 from astra_env.models import WorldState
 from astra_env.models.reward_model import RewardModel
 
@@ -69,3 +69,8 @@ def test_the_gradient_is_finite_at_the_goal(state):
     latents = state.latents.clone().requires_grad_(True)
     GoalReward(state.newest[0])(dataclasses.replace(state, latents=latents)).value.sum().backward()
     assert latents.grad.isfinite().all()
+
+
+def test_a_world_without_reward_is_worth_nothing_for_ever(state):
+    reward = no_reward(state)
+    assert reward.value.tolist() == [0.0] * 3 and reward.done.tolist() == [False] * 3 and reward.terms == {}

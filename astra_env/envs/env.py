@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from astra_env.envs import ENVIRONMENTS
-from astra_env.envs.rewards import GoalReward, Reward, RewardFunction, TaskReward
+from astra_env.envs.rewards import GoalReward, Reward, RewardFunction, TaskReward, no_reward
 from astra_env.envs.start_states import StartStates
 from astra_env.models import WorldModel, WorldState
-from astra_env.models.checkpoint import checkpoint_folder
+from astra_env.models.reward_model import FILE_NAME as REWARD_FILE
 from astra_env.models.reward_model import RewardModel
 from astra_env.video import read_image, resize_frames
 
@@ -25,16 +25,17 @@ RESET_OPTIONS = ("image", "frames", "actions", "goal", "start", "prompt")
 
 
 @functools.lru_cache(maxsize=4)
-def load_world_model(name: str, device: str | None) -> WorldModel:
+def load_world_model(name: str, device: str | None, **options: Any) -> WorldModel:
     """Environments of one process share the weights: they are frozen and hold no state."""
-    return WorldModel.from_pretrained(name, device=device)
+    return WorldModel.from_pretrained(name, device=device, **options)
 
 
 class AstraEnv(gymnasium.Env):
     """One imagined world.
 
     ## Description
-    Each step holds one action for one chunk (four video frames, 0.2 s) and denoises the next chunk of the video.
+    Each step holds one action for one chunk of the video and denoises it: four frames (0.2 s) in the bundled world, 32
+    in "astra-1.3b".
 
     ## Action Space
     `Box` in physical units, one row of the table for each field; `action_modality` holds names, units, bounds, rate
@@ -47,12 +48,12 @@ class AstraEnv(gymnasium.Env):
     | 6 | gripper | 0 open, 1 closed | 0 | 1 |
 
     ## Observation Space
-    `observation="frame"`: the newest frame uint8 (H, W, 3); `"chunk"`: uint8 (4, H, W, 3); `"latent"`: float32
-    (C, h, w).
+    `observation="frame"`: the newest frame uint8 (H, W, 3); `"chunk"`: its frames uint8 (T, H, W, 3); `"latent"`: the
+    newest latent float32 (C, h, w).
 
     ## Rewards
-    The task's learned reward in [0, 1]; with a goal image, minus the distance of latents to it; or any function from
-    a `WorldState` to a `Reward`.
+    The task's learned reward in [0, 1], or 0 in a world that has learned none ("astra-1.3b"); with a goal image, minus
+    the distance of latents to it; or any function from a `WorldState` to a `Reward`.
 
     ## Starting State
     A recorded clip drawn by the seed, or `options`: `image` (array or path), `frames` uint8 (T, H, W, 3) and, where
@@ -63,7 +64,8 @@ class AstraEnv(gymnasium.Env):
     Terminates when the learned head sees success (task reward only); truncated after `max_episode_steps`.
 
     ## Arguments
-    `world_model`: bundled name or folder; `num_inference_steps`, `guidance_scale` and `text_guidance_scale` override
+    `world_model`: what `WorldModel.from_pretrained` takes, and `world_model_options` its further options;
+    `num_inference_steps`, `guidance_scale` and `text_guidance_scale` override
     the checkpoint's defaults; `style` is added to every prompt ("in the rain"); `clip_actions` clips instead of
     refusing actions out of bounds.
     """
@@ -75,6 +77,7 @@ class AstraEnv(gymnasium.Env):
         environment: str = "Astra-RT1-v0",
         *,
         world_model: str | os.PathLike[str] = "astra-tiny",
+        world_model_options: Mapping[str, Any] | None = None,
         observation: str = "frame",
         reward: RewardFunction | None = None,
         start_states: str | os.PathLike[str] = "bundled",
@@ -95,7 +98,7 @@ class AstraEnv(gymnasium.Env):
             "text_guidance_scale": text_guidance_scale,
         }
         self.style = style
-        self.world_model = load_world_model(str(world_model), device)
+        self.world_model = load_world_model(str(world_model), device, **world_model_options or {})
         self.modality = ENVIRONMENTS[environment].modality
         if self.modality not in self.world_model.modalities:
             known = sorted(self.world_model.modalities)
@@ -103,12 +106,11 @@ class AstraEnv(gymnasium.Env):
         self.action_modality = self.world_model.modalities[self.modality]
         self.action_space = self.action_modality.space()
         self.observation_space = self._observation_space()
-        folder = checkpoint_folder(world_model)
+        folder = self.world_model.folder
         self._start_states = folder if start_states == "bundled" else Path(start_states)
-        self._task_reward = reward
-        if reward is None:
-            self._task_reward = TaskReward(RewardModel.load(folder, self.world_model.device))
-        self.reward_function: RewardFunction = self._task_reward  # type: ignore[assignment]
+        if reward is None and folder is not None and (folder / REWARD_FILE).is_file():
+            reward = TaskReward(RewardModel.load(folder, self.world_model.device))
+        self._task_reward = self.reward_function = reward or no_reward
         self.state: WorldState | None = None
         self._frames: np.ndarray | None = np.zeros(
             (self.world_model.chunk_frames, *self.world_model.frame_size, 3), np.uint8
@@ -125,6 +127,8 @@ class AstraEnv(gymnasium.Env):
     @functools.cached_property
     def start_states(self) -> StartStates:
         """The recorded clips that episodes begin from; read when first used."""
+        if self._start_states is None:
+            raise ValueError("This world has no recorded start states; reset with options={'image': your picture}.")
         return StartStates.load(self._start_states)
 
     @torch.no_grad()
@@ -145,7 +149,7 @@ class AstraEnv(gymnasium.Env):
             actions=None if actions is None else torch.from_numpy(actions)[None],
             seeds=[int(self.np_random.integers(2**31))],
         )
-        self.reward_function = self._task_reward  # type: ignore[assignment]
+        self.reward_function = self._task_reward
         if options.get("goal") is not None:
             goal = torch.from_numpy(self._image(options["goal"]))[None, None].to(self.world_model.device)
             self.reward_function = GoalReward(self.world_model.autoencoder.encode(goal)[0, :, 0])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from astra_env.actions import ActionModality
+from astra_env.kinematics import RigidMotion
 
 
 def bounds(actions: Tensor, modality: ActionModality) -> Tensor:
@@ -24,7 +25,10 @@ def matrix(actions: Tensor, modality: ActionModality) -> Tensor:
     The 3 x 4 matrix, row by row, that takes points from the axes before the motion to those after it, as the released
     weights read Sekai: a camera that moves forward gives a negative z.
     """
-    turn = actions[..., 3:6][..., sorted(range(3), key=modality.turn_axes.__getitem__)]
+    motion = modality.kinematics
+    if not isinstance(motion, RigidMotion):
+        raise ValueError(f"{modality.name} actions are no rigid motion, so they have no 3 x 4 matrix of their own.")
+    turn = actions[..., 3:6][..., sorted(range(3), key=motion.turn_axes.__getitem__)]
     rotation = rpy_to_matrix(turn).transpose(-1, -2)
     translation = -(rotation @ actions[..., :3, None])
     return torch.cat([rotation, translation], dim=-1).flatten(-2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,6 @@ _PLAIN = {
     "clean_x_embedder.proj_2x": "history_embedder.embed.2x",
     "clean_x_embedder.proj_4x": "history_embedder.embed.4x",
 }
-_PLAIN |= {f"{name}_processor.projector.0": f"action_experts.projectors.{name}" for name in MODALITIES}
 _BLOCK = {
     "self_attn.o": "out",
     "projector": "adapter",
@@ -76,10 +75,19 @@ _JOINED = {
 }
 
 
-def weight_map(num_layers: int, num_experts: int) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Pairs of reference names and our name; several names are concatenated along the first axis, in that order."""
+def weight_map(
+    num_layers: int, num_experts: int, modalities: Sequence[str] = tuple(MODALITIES)
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Pairs of reference names and our name; several names are concatenated along the first axis, in that order.
+
+    modalities are our names for the reference's, in its order.
+    """
     yield ("head.modulation",), "head_modulation"
-    for theirs, ours in _PLAIN.items():
+    projectors = {
+        f"{theirs}_processor.projector.0": f"action_experts.projectors.{ours}"
+        for theirs, ours in zip(MODALITIES, modalities, strict=False)
+    }
+    for theirs, ours in (_PLAIN | projectors).items():
         for part in ("weight", "bias"):
             yield (f"{theirs}.{part}",), f"{ours}.{part}"
     for layer in range(num_layers):
@@ -106,10 +114,10 @@ def dead_weights(num_layers: int) -> set[str]:
     return names | {"global_router.weight", "global_router.bias"}
 
 
-def reference_config(config: Mapping[str, Any]) -> TransformerConfig:
+def reference_config(config: Mapping[str, Any], modalities: Sequence[str] = tuple(MODALITIES)) -> TransformerConfig:
     """Our configuration of a reference model (keys of its own, as in `RELEASED_1_3B`)."""
     return TransformerConfig(
-        dict(MODALITIES),
+        dict(zip(modalities, MODALITIES.values(), strict=True)),
         in_channels=config["in_dim"],
         dim=config["dim"],
         num_layers=config["num_layers"],
@@ -125,18 +133,24 @@ def reference_config(config: Mapping[str, Any]) -> TransformerConfig:
         history_attention="full",
         history_packing="released",
         precondition=False,
+        gelu="tanh",
     )
 
 
-def from_reference(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] = RELEASED_1_3B) -> AstraTransformer:
+def from_reference(
+    state_dict: Mapping[str, Tensor],
+    config: Mapping[str, Any] = RELEASED_1_3B,
+    modalities: Sequence[str] = tuple(MODALITIES),
+) -> AstraTransformer:
     """Transformer with the released weights; ValueError lists the names that are missing, unexpected or misshapen.
 
     Args:
         state_dict: tensors under the reference's names.
         config: dim, num_heads, num_layers, ffn_dim, text_dim, ..., unified_dim, num_experts, top_k.
+        modalities: our names for the reference's, in its order.
     """
     with torch.device("meta"):
-        transformer = AstraTransformer(reference_config(config))
+        transformer = AstraTransformer(reference_config(config, modalities))
     weights = convert_names(state_dict, transformer)
     transformer.load_state_dict(weights, assign=True)
     return transformer.requires_grad_(True)
@@ -159,7 +173,7 @@ def convert_names(state_dict: Mapping[str, Tensor], transformer: AstraTransforme
     if misshapen:
         raise ValueError(f"{len(misshapen)} weights have another shape than the configuration's {_some(misshapen)}.")
     weights = {}
-    for names, ours in weight_map(config.num_layers, config.num_experts):
+    for names, ours in weight_map(config.num_layers, config.num_experts, tuple(config.action_dims)):
         # copied: tensors of a file lie where they lie in it, and unaligned ones are slower and round differently
         joined = torch.cat([state_dict[name] for name in names]) if len(names) > 1 else state_dict[names[0]].clone()
         weights[ours] = joined.reshape(wanted[ours].shape)
@@ -169,7 +183,7 @@ def convert_names(state_dict: Mapping[str, Tensor], transformer: AstraTransforme
 def to_reference_names(tensors: Mapping[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
     """The inverse of `convert_names`, for weights or their gradients; stacked tensors are cut into equal parts."""
     result: dict[str, Tensor] = {}
-    for names, ours in weight_map(config.num_layers, config.num_experts):
+    for names, ours in weight_map(config.num_layers, config.num_experts, tuple(config.action_dims)):
         if ours in tensors:
             value = tensors[ours]
             value = value.flatten(0, 1) if ours.startswith("action_experts.expert_") else value

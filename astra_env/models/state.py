@@ -104,7 +104,8 @@ class WorldState:
         try:
             with safe_open(path, "pt") as file:
                 modality = tuple(json.loads(file.metadata()["world_state"])["modality"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                # copied: tensors lie unaligned in the file, and what is computed from such rounds differently
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             count = sum(name.startswith("decoder_cache.") for name in tensors)
             cache = tuple(tensors.pop(f"decoder_cache.{index}") for index in range(count))
             return WorldState(**tensors, decoder_cache=cache, modality=modality)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from astra_env.models.wan_files import (
+from astra_env.models.hub import (
     WAN_REPO,
     Say,
     Source,
@@ -41,6 +41,29 @@ def clean_prompt(prompt: str) -> str:
     except ImportError as error:
         raise ImportError(_needed("ftfy")) from error
     return " ".join(html.unescape(html.unescape(fix_text(prompt))).split())
+
+
+def embed_prompts(
+    prompts: Sequence[str] | Tensor | None, batch_size: int, text_dim: int | None, encoder: TextEncoder | None
+) -> Tensor:
+    """Embeddings (B, L, text_dim) of sentences, or given ones, checked; None is the empty prompt.
+
+    (B, 0, 0) for a world model that takes no text, whose text_dim is None.
+    """
+    if text_dim is None:
+        if prompts is not None:
+            raise ValueError("This world model takes no text; leave the prompt out.")
+        return torch.zeros(batch_size, 0, 0)
+    if isinstance(prompts, Tensor):
+        if prompts.ndim != 3 or len(prompts) != batch_size or prompts.shape[-1] != text_dim:
+            raise ValueError(f"Prompt embeddings are {tuple(prompts.shape)}, expected ({batch_size}, L, {text_dim}).")
+        return prompts
+    sentences = [""] * batch_size if prompts is None else list(prompts)
+    if len(sentences) != batch_size or not all(isinstance(sentence, str) for sentence in sentences):
+        raise ValueError(f"prompts are {prompts!r}, expected a sentence for each of {batch_size} worlds.")
+    if encoder is None:
+        raise ValueError("This world model reads text but has no text encoder; give prompts as embeddings.")
+    return encoder.encode(sentences)
 
 
 class TextEncoder:
@@ -136,21 +159,26 @@ class TextEncoder:
             raise ImportError(_needed("transformers")) from error
         folder = fetch(self.source, ["text_encoder", "tokenizer"], self.say)
         part = folder / "text_encoder"
-        check_config(read_json(part / "config.json"), {"model_type": "umt5"}, ["d_model"])
+        config = part / "config.json"
+        check_config(read_json(config), {"model_type": "umt5"}, ["d_model"], file=config)
         read_weights(part_files(part))  # maps the files, so that a truncated one is found and named
         options: dict[str, Any] = {"dtype": self.dtype, "use_safetensors": True, "local_files_only": True}
         try:
             if self.quantization is not None:
+                import accelerate  # noqa: F401  transformers says less clearly that it is absent
+                import bitsandbytes  # noqa: F401
+
                 options["quantization_config"] = BitsAndBytesConfig(
                     **QUANTIZATIONS[self.quantization], bnb_4bit_compute_dtype=self.dtype
                 )
                 options["device_map"] = {"": self.device}
-            model, report = UMT5EncoderModel.from_pretrained(part, output_loading_info=True, **options)
+            loaded: Any = UMT5EncoderModel.from_pretrained(part, output_loading_info=True, **options)
         except ImportError as error:
             raise ImportError(
                 f"A text encoder in {self.quantization} needs bitsandbytes and accelerate: run "
                 "`pip install 'astra-env[wan,quantization]'`, or leave quantization out."
             ) from error
+        model, report = loaded
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])
             raise ValueError(f"{part} lacks {missing[0]!r} and {len(missing) - 1} other weights; copy it again.")

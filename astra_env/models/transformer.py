@@ -37,6 +37,7 @@ class TransformerConfig:
     ffn_dim: int = 1024
     patch_size: tuple[int, int, int] = (1, 2, 2)
     freq_dim: int = 256  # width of the noise level's sinusoids
+    gelu: str = "none"  # approximation of the feed-forward's GELU: "tanh" in Wan, which is slower on a CPU
     text_dim: int | None = None  # width of prompt embeddings; None for worlds that take no text
     num_experts: int = 4
     top_k: int = 2
@@ -132,7 +133,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
 
 def attention_mask(real: Tensor) -> Tensor | None:
     """Mask (B, 1, 1, N) from which of N tokens are real (B, N); None where all are, which is faster."""
-    return None if bool(real.all()) else real[:, None, None]
+    return None if real.is_meta or bool(real.all()) else real[:, None, None]
 
 
 def precondition(output: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
@@ -181,16 +182,17 @@ class TextAttention(nn.Module):
 class Block(nn.Module):
     """Modulate, add the action experts, self-attention, ACT-Adapter, gate; then the prompt; then the feed-forward."""
 
-    def __init__(self, dim: int, num_heads: int, ffn_dim: int, *, reads_text: bool = False) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        dim, self.num_heads = config.dim, config.num_heads
         self.modulation = nn.Parameter(torch.zeros(6, dim))
         self.qkv = nn.Linear(dim, 3 * dim)
         self.norm_q, self.norm_k = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.ones(dim))
         self.out = nn.Linear(dim, dim)
         self.adapter = nn.Linear(dim, dim)  # ACT-Adapter: the identity at the start
-        self.text_attention = TextAttention(dim, num_heads) if reads_text else None
-        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU("tanh"), nn.Linear(ffn_dim, dim))
+        self.text_attention = None if config.text_dim is None else TextAttention(dim, config.num_heads)
+        layers = (nn.Linear(dim, config.ffn_dim), nn.GELU(config.gelu), nn.Linear(config.ffn_dim, dim))
+        self.ffn = nn.Sequential(*layers)
         nn.init.eye_(self.adapter.weight)
         nn.init.zeros_(self.adapter.bias)
 
@@ -240,10 +242,7 @@ class AstraTransformer(nn.Module):
             num_experts=config.num_experts,
             top_k=config.top_k,
         )
-        self.blocks = nn.ModuleList(
-            Block(dim, config.num_heads, config.ffn_dim, reads_text=config.text_dim is not None)
-            for _ in range(config.num_layers)
-        )
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head_modulation = nn.Parameter(torch.zeros(2, dim))
         self.head = nn.Linear(dim, config.in_channels * math.prod(config.patch_size))
         for module in (self.time_projection, self.head):  # zero gates and velocity: training starts from the identity

@@ -15,9 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from astra_env.models.autoencoder import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, WanAutoencoder
-from astra_env.models.reference import to_reference_names, weight_map
-from astra_env.models.transformer import AstraTransformer, TransformerConfig
-from astra_env.models.wan_files import (
+from astra_env.models.hub import (
     WAN_REPO,
     Say,
     Source,
@@ -28,6 +26,8 @@ from astra_env.models.wan_files import (
     read_weights,
     tell,
 )
+from astra_env.models.reference import to_reference_names, weight_map
+from astra_env.models.transformer import AstraTransformer, TransformerConfig
 
 WAN_1_3B: Mapping[str, Any] = {
     "num_attention_heads": 12,
@@ -100,6 +100,7 @@ def wan_config(config: Mapping[str, Any], **changes: Any) -> TransformerConfig:
         "freq_dim": config["freq_dim"],
         "text_dim": config["text_dim"],
         "precondition": False,  # its output is the velocity itself
+        "gelu": "tanh",
     }
     return TransformerConfig(**sizes | changes)
 
@@ -115,7 +116,7 @@ def from_wan(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], **chan
     Raises:
         ValueError: it is another model's; lists the names that are missing, unexpected or misshapen.
     """
-    check_config(config, {**_VARIANT, "out_channels": config.get("in_channels")}, _SIZES)
+    check_config(config, {**_VARIANT, "out_channels": config.get("in_channels")}, _SIZES, file="config.json")
     with torch.device("meta"):
         transformer = AstraTransformer(wan_config(config, **changes))
     transformer.load_state_dict(convert_names(unfused(state_dict), transformer), strict=False, assign=True)
@@ -207,7 +208,7 @@ def load_wan_transformer(
     """
     part = fetch(source, ["transformer"], say) / "transformer"
     config = read_json(part / "config.json")
-    check_config(config, expected or {}, expected or ())
+    check_config(config, expected or {}, expected or (), file=part / "config.json")
     transformer = from_wan(read_weights(part_files(part)), config, **changes)
     return transformer.to(dtype or transformer.head.weight.dtype)
 
@@ -216,7 +217,7 @@ def load_wan_autoencoder(source: Source = WAN_REPO, *, say: Say = tell, **tiling
     """Autoencoder in float32 on the CPU; tiling are tile_size, tile_stride and memory_device of `WanAutoencoder`."""
     part = fetch(source, ["vae"], say) / "vae"
     config = read_json(part / "config.json")
-    check_config(config, _AUTOENCODER, ["z_dim"])
+    check_config(config, _AUTOENCODER, ["z_dim"], file=part / "config.json")
     weights = read_weights(part_files(part))
     autoencoder = WanAutoencoder(**tiling, **{name: value for name, value in config.items() if name[0] != "_"})
     shapes = {name: tuple(value.shape) for name, value in autoencoder.vae.state_dict().items()}

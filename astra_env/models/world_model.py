@@ -5,31 +5,32 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pkgutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from astra_env.actions import ACTION_MODALITIES
 from astra_env.models.action_encoding import ACTION_ENCODINGS
-from astra_env.models.autoencoder import AUTOENCODERS, TEMPORAL_COMPRESSION, VideoAutoencoder
+from astra_env.models.autoencoder import AUTOENCODERS, TEMPORAL_COMPRESSION, VideoAutoencoder, WanAutoencoder
 from astra_env.models.checkpoint import (
+    PRESETS,
     check_modalities,
     checkpoint_folder,
     fastest_dtype,
     load_weights,
-    save_weights,
+    push_checkpoint,
+    save_checkpoint,
 )
 from astra_env.models.flow_matching import denoise, shifted_sigmas
 from astra_env.models.guidance import GuidedVelocity, conditionings
 from astra_env.models.history import HistoryLayout
 from astra_env.models.state import WorldState
+from astra_env.models.text_encoder import TextEncoder, embed_prompts
 from astra_env.models.transformer import AstraTransformer, TransformerConfig
-
-if TYPE_CHECKING:
-    from astra_env.models.text_encoder import TextEncoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +62,9 @@ class WorldModel(nn.Module):
         self.autoencoder, self.transformer, self.text_encoder = autoencoder, transformer, text_encoder
         self.frame_size, self.sampling = frame_size, sampling or Sampling()
         self.autoencoder_config = dict(autoencoder_config or {"type": "tiny"})
-        self.modalities = {name: ACTION_MODALITIES[name] for name in transformer.config.action_dims}
-        self.action_encodings = dict.fromkeys(self.modalities, "bounds") | dict(action_encodings or {})
+        self.action_encodings = dict(action_encodings or dict.fromkeys(transformer.config.action_dims, "bounds"))
+        self.modalities = {name: ACTION_MODALITIES[name] for name in self.action_encodings}
+        self.folder: Path | None = None  # where it was loaded from; reward head and start states lie beside it
         self.action_dim = max(transformer.config.action_dims.values())
 
     @classmethod
@@ -79,7 +81,7 @@ class WorldModel(nn.Module):
             sampling=Sampling(**config["sampling"]),
             autoencoder_config=config["autoencoder"],
             action_encodings=config.get("action_encodings"),
-            text_encoder=None,
+            text_encoder=TextEncoder.from_config(config["text_encoder"]) if config.get("text_encoder") else None,
         )
 
     @property
@@ -118,32 +120,45 @@ class WorldModel(nn.Module):
         name_or_path: str | os.PathLike[str],
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> WorldModel:
-        """Load a bundled name ("astra-tiny") or a local folder written by `save_pretrained`.
+        """Load a bundled name ("astra-tiny"), a preset ("astra-1.3b"), a local folder or a repository on the hub.
 
         device None chooses CUDA where there is one. dtype None chooses bfloat16 where the processor computes in it,
-        else float32; the autoencoder stays in float32.
+        else float32; the autoencoder stays in float32, but Wan's on CUDA. Further options are the preset's.
         """
-        folder = checkpoint_folder(name_or_path)
-        config = json.loads((folder / "config.json").read_text())
-        check_modalities(config, folder)
-        world_model = cls.from_config(config)
-        load_weights(world_model.transformer, folder, "transformer")
-        load_weights(world_model.autoencoder, folder, "autoencoder")
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        world_model.float().to(chosen)
-        world_model.transformer.to(dtype or fastest_dtype(chosen))
-        return world_model.eval().requires_grad_(False)
+        if str(name_or_path) in PRESETS:
+            world_model = pkgutil.resolve_name(PRESETS[str(name_or_path)])(**options)
+        elif options:
+            raise TypeError(f"{name_or_path!r} takes no options, but got {sorted(options)}.")
+        else:
+            folder = checkpoint_folder(name_or_path)
+            config = json.loads((folder / "config.json").read_text())
+            check_modalities(config, folder)
+            world_model = cls.from_config(config)
+            load_weights(world_model.transformer, folder, "transformer")
+            load_weights(world_model.autoencoder, folder, "autoencoder")
+            world_model.folder = folder
+        return world_model.placed(device, dtype)
 
-    def save_pretrained(self, path: str | os.PathLike[str], dtype: torch.dtype = torch.bfloat16) -> None:
-        """Write config.json and safetensors shards, the transformer in dtype."""
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_weights(self.transformer, folder, "transformer", dtype)
-        save_weights(self.autoencoder, folder, "autoencoder", torch.float16)
-        partial = folder / "config.json.partial"
-        partial.write_text(json.dumps(self.config, indent=2) + "\n")
-        os.replace(partial, folder / "config.json")
+    def placed(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> WorldModel:
+        """This world model, frozen, on a device and in a dtype as `from_pretrained` chooses them."""
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.autoencoder.float().to(chosen)
+        if isinstance(self.autoencoder, WanAutoencoder) and chosen.type == "cuda":
+            self.autoencoder.vae.to(fastest_dtype(chosen))
+        self.transformer.to(chosen, dtype or fastest_dtype(chosen))
+        return self.eval().requires_grad_(False)
+
+    def save_pretrained(
+        self, path: str | os.PathLike[str], dtype: torch.dtype = torch.bfloat16, max_shard_size: str = "5GB"
+    ) -> None:
+        """Write config.json, a model card and safetensors shards, the transformer in dtype."""
+        save_checkpoint(self, Path(path), dtype, max_shard_size)
+
+    def push_to_hub(self, repo_id: str, dtype: torch.dtype = torch.bfloat16, *, private: bool = False) -> str:
+        """Upload what `save_pretrained` writes to OWNER/NAME on the hub; returns the repository's URL."""
+        return push_checkpoint(self, repo_id, dtype, private=private)
 
     # 2. Worlds
 
@@ -170,19 +185,20 @@ class WorldModel(nn.Module):
             raise ValueError(f"modality is {modality!r}, expected one of {known} for each of {B} worlds.")
         latents = self.autoencoder.encode(frames.to(self.device))
         T, (h, w) = latents.shape[2], latents.shape[-2:]
-        past = latents.new_zeros(B, T, self.action_dim)
-        present = latents.new_zeros(B, T)
+        past, present = latents.new_zeros(B, T, self.action_dim), latents.new_zeros(B, T)
+        if self.transformer.config.routing == "fixed":  # the released weights are told of rest where nothing is known
+            width = max(self.modalities[name].action_dim for name in names)
+            past, present = self.normalise(latents.new_zeros(B, T, width), names), torch.ones_like(present)
         if actions is not None:
             if actions.shape[1] != T - 1:
                 raise ValueError(f"{actions.shape[1]} actions came with {T} latents, expected {T - 1}.")
             past[:, 1:], present[:, 1:] = self.normalise(actions.to(self.device), names), 1
-        window = self.layout.size - 1
         return WorldState(
             latents=self.layout.windowed(latents, dim=2),
             actions=self.layout.windowed(past, dim=1),
             action_present=self.layout.windowed(present, dim=1),
             lengths=torch.full((B,), T, device=self.device),
-            undecoded=torch.full((B,), min(T, window), device=self.device),
+            undecoded=torch.full((B,), min(T, self.layout.size - 1), device=self.device),
             seeds=torch.as_tensor(list(seeds or range(B)), device=self.device),
             num_steps=torch.zeros(B, dtype=torch.long, device=self.device),
             prompt_embeds=self.embed_prompts(prompts, B),
@@ -193,22 +209,7 @@ class WorldModel(nn.Module):
     def embed_prompts(self, prompts: Sequence[str] | Tensor | None, batch_size: int) -> Tensor:
         """Embeddings (B, L, D) of prompts; None is the empty prompt. (B, 0, 0) in a world model that takes no text."""
         text_dim = self.transformer.config.text_dim
-        if text_dim is None:
-            if prompts is not None:
-                raise ValueError("This world model takes no text; leave the prompt out.")
-            return torch.zeros(batch_size, 0, 0, device=self.device)
-        if isinstance(prompts, Tensor):
-            if prompts.ndim != 3 or len(prompts) != batch_size or prompts.shape[-1] != text_dim:
-                raise ValueError(
-                    f"Prompt embeddings are {tuple(prompts.shape)}, expected ({batch_size}, L, {text_dim})."
-                )
-            return prompts.to(self.device)
-        sentences = [""] * batch_size if prompts is None else list(prompts)
-        if len(sentences) != batch_size or not all(isinstance(sentence, str) for sentence in sentences):
-            raise ValueError(f"prompts are {prompts!r}, expected a sentence for each of {batch_size} worlds.")
-        if self.text_encoder is None:
-            raise ValueError("This world model reads text but has no text encoder; give prompts as embeddings.")
-        return self.text_encoder.encode(sentences).to(self.device)
+        return embed_prompts(prompts, batch_size, text_dim, self.text_encoder).to(self.device)
 
     def with_prompts(self, state: WorldState, prompts: Sequence[str] | Tensor | None) -> WorldState:
         """The same worlds under other prompts, which hold from the next step on."""
@@ -266,11 +267,7 @@ class WorldModel(nn.Module):
         return torch.stack(noise).to(self.device)
 
     def imagine(
-        self,
-        state: WorldState,
-        actions: Tensor,
-        generators: Sequence[torch.Generator] | None = None,
-        **sampling: Any,
+        self, state: WorldState, actions: Tensor, generators: Sequence[torch.Generator] | None = None, **sampling: Any
     ) -> WorldState:
         """Imagine several steps under actions (B, horizon, A), one after the other, without decoding."""
         for index in range(actions.shape[1]):
@@ -298,4 +295,6 @@ class WorldModel(nn.Module):
             cache = self.autoencoder.init_cache(len(state), *state.latents.shape[-2:])
         frames, cache = self.autoencoder.decode(state.latents[:, :, -int(waiting[0]) :].float(), cache)
         decoded = dataclasses.replace(state, decoder_cache=cache, undecoded=torch.zeros_like(state.undecoded))
-        return decoded, frames[:, -self.chunk_frames :]
+        frames = frames[:, -self.chunk_frames :]  # a world younger than a chunk shows its first frame for longer
+        before = frames[:, :1].expand(-1, self.chunk_frames - frames.shape[1], -1, -1, -1)
+        return decoded, torch.cat([before, frames], dim=1)

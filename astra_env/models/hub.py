@@ -42,28 +42,51 @@ def fetch(source: Source, parts: Sequence[str], say: Say = tell) -> Path:
         for part in parts:
             part_files(Path(source) / part)
         return Path(source)
-    repo = str(source)
     patterns = [f"{part}/*{suffix}" for part in parts for suffix in (".json", ".safetensors", ".model")]
-    try:
-        cached = Path(snapshot_download(repo, allow_patterns=patterns, local_files_only=True))
+
+    def check(folder: Path) -> None:
         for part in parts:
-            part_files(cached / part)
+            part_files(folder / part)
+
+    return download(str(source), patterns, check, say)
+
+
+def download(repo: str, patterns: Sequence[str], check: Callable[[Path], object], say: Say = tell) -> Path:
+    """Folder of a repository's snapshot with the files of the patterns: the hub's cache where it is whole, or the hub.
+
+    Args:
+        repo: owner/name on the hub.
+        patterns: which files, as globs.
+        check: raises ValueError where a folder lacks some of them.
+        say: told what is about to be downloaded, and how many GB.
+
+    Raises:
+        ConnectionError: the hub cannot be reached, or does not give the files.
+    """
+    try:
+        cached = Path(snapshot_download(repo, allow_patterns=list(patterns), local_files_only=True))
+        check(cached)
         return cached
     except (LocalEntryNotFoundError, ValueError):
         pass  # not there or not whole: the hub has the rest
     try:
-        files = [file for file in snapshot_download(repo, allow_patterns=patterns, dry_run=True) if file.will_download]
-        sizes = {part: sum(f.file_size or 0 for f in files if f.filename.startswith(f"{part}/")) for part in parts}
+        wanted = snapshot_download(repo, allow_patterns=list(patterns), dry_run=True)
+        files = [file for file in wanted if file.will_download]
+        sizes: dict[str, int] = {}
+        for file in files:
+            part = file.filename.rpartition("/")[0] or file.filename
+            sizes[part] = sizes.get(part, 0) + (file.file_size or 0)
         described = ", ".join(f"{part} {size / 1e9:.1f} GB" for part, size in sizes.items() if size)
-        if described:
-            say(f"Downloading {sum(sizes.values()) / 1e9:.1f} GB of {repo} to the hub's cache: {described}.")
-        return Path(snapshot_download(repo, allow_patterns=patterns))
+        say(f"Downloading {sum(sizes.values()) / 1e9:.1f} GB of {repo} to the hub's cache: {described}.")
+        folder = Path(snapshot_download(repo, allow_patterns=list(patterns)))
+        check(folder)
+        return folder
     except (OSError, HTTPError, ValueError) as error:
-        wanted = " ".join(f"'{part}/*'" for part in parts)
+        included = " ".join(f"--include '{pattern}'" for pattern in patterns)
         raise ConnectionError(
             f"{repo!r} is no local folder, is not whole in the hub's cache and cannot be downloaded "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); where the hub can be reached run "
-            f"`hf download {repo} --include {wanted} --local-dir FOLDER`, then give FOLDER in place of {repo!r}."
+            f"`hf download {repo} {included} --local-dir FOLDER`, then give FOLDER in place of {repo!r}."
         ) from error
 
 
@@ -86,8 +109,12 @@ def part_files(part: Path) -> list[Path]:
     return weights
 
 
-def check_config(config: Mapping[str, Any], expected: Mapping[str, Any], required: Iterable[str] = ()) -> None:
-    """ValueError that lists which entries are not as expected (absent ones are), and which required ones are absent."""
+def check_config(
+    config: Mapping[str, Any], expected: Mapping[str, Any], required: Iterable[str] = (), *, file: str | Path
+) -> None:
+    """ValueError that names the file and lists which entries are not as expected (absent ones are), and which required
+    ones are absent.
+    """
     wrong = [f"{name} is absent" for name in required if name not in config]
     wrong += [
         f"{name} is {config[name]!r}, expected {value!r}"
@@ -96,7 +123,7 @@ def check_config(config: Mapping[str, Any], expected: Mapping[str, Any], require
     ]
     if wrong:
         raise ValueError(
-            f"config.json is of another model than the expected part of Wan-2.1 text-to-video: {', '.join(wrong)}; "
+            f"{file} is of another model than the expected part of Wan-2.1 text-to-video: {', '.join(wrong)}; "
             f"give the folder or the name of a checkpoint like {WAN_REPO}."
         )
 
