@@ -74,7 +74,7 @@ def _demo(options: argparse.Namespace) -> None:
 def _add_collect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=["robot"], help="the simulator to record")
     parser.add_argument("--out", required=True, help="folder of the episodes; those it has are kept")
-    parser.add_argument("--episodes", type=int, default=2000, help="training episodes (%(default)s)")
+    parser.add_argument("--episodes", type=int, default=4000, help="training episodes (%(default)s)")
     parser.add_argument("--heldout", type=int, default=200, help="held-out episodes (%(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first training episode (%(default)s)")

@@ -11,8 +11,8 @@ from astra_env import geometry
 
 TABLE_Z = -0.112
 """Height of the table top in the robot's base frame, metres."""
-WORKSPACE_LOW = np.array([0.45, -0.12, TABLE_Z + 0.015])
-WORKSPACE_HIGH = np.array([0.67, 0.12, TABLE_Z + 0.18])
+WORKSPACE_LOW = np.array([0.46, -0.10, TABLE_Z + 0.015])
+WORKSPACE_HIGH = np.array([0.66, 0.10, TABLE_Z + 0.16])
 MAX_TILT, MAX_YAW = 0.4, 0.8
 LEASH = (0.03, 0.15)
 """Metres and radians that the commanded pose may be away from the measured pose when an action begins."""

@@ -52,11 +52,11 @@ def random_behaviour(rng: np.random.Generator) -> Behaviour:
 
     def act(info: dict[str, Any]) -> np.ndarray:
         nonlocal walk, closed, hold, axis_action
-        if rng.random() < 0.1:
+        if rng.random() < 0.2:
             closed = float(rng.choice([0.0, 1.0, rng.random()], p=[0.45, 0.45, 0.1]))
         walk = (1 - agility) * walk + drift * np.sqrt(agility) * rng.normal(size=6)
-        if hold == 0 and rng.random() < 0.12:
-            hold, axis_action = int(rng.integers(2, 7)), np.zeros(6)
+        if hold == 0 and rng.random() < 0.2:
+            hold, axis_action = int(rng.integers(2, 6)), np.zeros(6)
             axis_action[rng.integers(6)] = rng.choice([-1, 1]) * rng.choice([1.0, rng.uniform(0.3, 1.0)])
         hold = max(hold - 1, 0)
         motion = axis_action if hold else np.clip(walk, -1, 1)
@@ -84,11 +84,11 @@ def scripted_behaviour(rng: np.random.Generator, cube: int = 0) -> Behaviour:
         elif phase == "descend" and abs(offset[2]) < 0.012:
             phase, count = "close", 0
         elif phase == "close" and count >= 2:
-            phase, count, goal = "carry", 0, position + np.array([0, 0, rng.uniform(0.08, 0.14)])
+            phase, count, goal = "carry", 0, position + rng.uniform((-0.04, -0.04, 0.08), (0.04, 0.04, 0.13))
         elif phase == "carry" and (np.linalg.norm(offset) > 0.05 or (count > 3 and rng.random() < 0.06)):
             phase, count = "release", 0
         elif phase == "carry" and np.linalg.norm(goal - position) < 0.02:
-            goal = rng.uniform((0.46, -0.11, -0.06), (0.66, 0.11, 0.06))
+            goal = rng.uniform(arm.WORKSPACE_LOW + np.array([0, 0, 0.04]), arm.WORKSPACE_HIGH)
         elif phase == "release" and count >= 3:
             phase, count = "reach", 0
         motion = _scripted_motion(phase, offset, goal - position, near)
@@ -191,7 +191,7 @@ def record_episode(simulator: Any, name: str, seed: int, num_chunks: int = NUM_C
 def collect(
     out: str | Path,
     *,
-    episodes: int = 2000,
+    episodes: int = 4000,
     heldout: int = 200,
     workers: int = 2,
     seed: int = 0,
@@ -262,7 +262,7 @@ def _manifest(out: Path, seed: int, num_chunks: int) -> dict[str, Any]:
         "chunk_frames": robot.CHUNK_FRAMES,
         "fps": robot.FPS,
         "frame_size": robot.FRAME_SIZE,
-        "camera": robot.CAMERA,
+        "camera": robot.CAMERA | {"field_of_view": robot.FIELD_OF_VIEW},
         "workspace_m": [arm.WORKSPACE_LOW.tolist(), arm.WORKSPACE_HIGH.tolist()],
         "max_tilt_rad": arm.MAX_TILT,
         "max_yaw_rad": arm.MAX_YAW,

@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 from typing import Any
-
-os.environ.setdefault("MUJOCO_GL", "egl")
-os.environ.setdefault("LP_NUM_THREADS", "0")
 
 import gymnasium
 import numpy as np
@@ -21,27 +17,25 @@ from astra_env import geometry
 from astra_env.actions import ACTION_MODALITIES
 from astra_env.simulators import arm
 from astra_env.simulators.arm import TABLE_Z, WORKSPACE_HIGH, WORKSPACE_LOW
+from astra_env.simulators.drawing import CHUNK_FRAMES, FPS, FRAME_SIZE, make_renderer, mujoco, smooth_picture
 
 try:
-    import mujoco
-
     # robosuite warns at import about optional robots that nothing here uses
     logging.getLogger("robosuite_logs").disabled = True
     import robosuite
 except ImportError as error:
     raise ImportError("The robot simulator needs robosuite and mujoco: install them with `make simulators`.") from error
 
-FRAME_SIZE = 64
-CHUNK_FRAMES = 4
-FPS = 20
 PHYSICS_STEP = 0.005
 """Seconds between two control updates."""
 CUBE_SIZE = 0.05
 """Edge of the cubes in metres; the gripper opens 0.08."""
 LIFT_HEIGHT = 0.04
 """Metres above its place on the table from where a cube counts as lifted."""
-CAMERA = {"azimuth": 130.0, "elevation": -32.0, "distance": 0.7, "lookat": (0.015, 0.013, 0.918)}
+CAMERA = {"azimuth": 140.0, "elevation": -28.0, "distance": 0.98, "lookat": (0.006, 0.008, 0.92)}
 """A free MuJoCo camera: degrees, metres, and a point in world axes."""
+FIELD_OF_VIEW = 27.0
+"""Of the camera, vertically, in degrees: narrow, so that near and far grippers look alike in size."""
 TASKS: dict[str, tuple[str, tuple[str, ...]]] = {
     "lift": ("Lift", ("cube",)),
     "stack": ("Stack", ("cubeA", "cubeB")),
@@ -55,12 +49,12 @@ _HIDDEN = ("wall_", "table_leg", "fixed_mount0_", "robot0_g", "gripper0_right_ha
 _PLAIN_COLOURS = {
     **dict.fromkeys(_ARM_LINKS, (0.92, 0.92, 0.92)),
     "gripper0_right_hand_collision": (0.25, 0.3, 0.42),
-    "gripper0_right_finger1_visual": (0.95, 0.6, 0.1),
-    "gripper0_right_finger2_visual": (0.95, 0.6, 0.1),
     "table_visual": (0.72, 0.66, 0.56),
     "floor": (0.42, 0.4, 0.4),
 }
-_SUPERSAMPLE = 2
+_FINGER_COLOUR = (1.0, 0.6, 0.05)
+_FINGER_SIZE = (0.016, 0.012, 0.032)
+"""Half edges in metres of the block that shows a finger: its own shape is two pixels wide."""
 _BASE = np.array([-0.56, 0.0, 0.912])
 """Where the robot's base stands, in world axes."""
 
@@ -168,7 +162,8 @@ class RobotSimulator(gymnasium.Env):
         placed: list[np.ndarray] = []
         for address in self._cube_qpos:
             while True:
-                position = np.array([*rng.uniform((0.46, -0.11), (0.66, 0.11)), TABLE_Z + CUBE_SIZE / 2])
+                place = rng.uniform(arm.WORKSPACE_LOW[:2], arm.WORKSPACE_HIGH[:2])
+                position = np.array([*place, TABLE_Z + CUBE_SIZE / 2])
                 if all(np.linalg.norm(position - other) > 2 * CUBE_SIZE for other in placed):
                     break
             half_yaw = rng.uniform(-np.pi, np.pi) / 2
@@ -216,8 +211,7 @@ class RobotSimulator(gymnasium.Env):
 
     def _draw(self) -> np.ndarray:
         self._renderer.update_scene(self._data, self._camera, self._options)
-        parts = self._renderer.render().reshape(FRAME_SIZE, _SUPERSAMPLE, FRAME_SIZE, _SUPERSAMPLE, 3)
-        return ((parts.sum(axis=(1, 3), dtype=np.uint16) + _SUPERSAMPLE) // _SUPERSAMPLE**2).astype(np.uint8)
+        return smooth_picture(self._renderer)
 
     def _record(self, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
         mujoco.mj_kinematics(self._model, self._data)
@@ -264,11 +258,14 @@ def _build_model(task: str) -> mujoco.MjModel:
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     for geom in spec.geoms:
         _simplify(geom)
+    for body, side in (("leftfinger", 1), ("rightfinger", -1)):
+        _show_finger(spec.body(f"gripper0_right_{body}"), side)
     for cube in cubes:
         for name in (f"{cube}_g0", f"{cube}_g0_vis"):
             spec.geom(name).size = [CUBE_SIZE / 2] * 3
     model = spec.compile()
     model.mat_reflectance[:] = 0
+    model.vis.global_.fovy = FIELD_OF_VIEW
     model.vis.quality.offsamples = 0
     model.vis.quality.shadowsize = 0
     # the wrist motors are too weak to turn the hand by 0.25 rad in 0.2 s
@@ -287,10 +284,22 @@ def _simplify(geom: mujoco.MjsGeom) -> None:
         geom.group = 4
 
 
+def _show_finger(body: mujoco.MjsBody, side: int) -> None:
+    """Draw a finger as a block whose inner face grips; it weighs nothing and touches nothing."""
+    body.add_geom(
+        type=mujoco.mjtGeom.mjGEOM_BOX,
+        size=_FINGER_SIZE,
+        pos=(0, side * _FINGER_SIZE[1], 0.026),
+        rgba=(*_FINGER_COLOUR, 1.0),
+        contype=0,
+        conaffinity=0,
+        mass=0,
+        group=1,
+    )
+
+
 def _make_renderer(model: mujoco.MjModel) -> tuple[mujoco.Renderer, mujoco.MjvCamera, mujoco.MjvOption]:
-    renderer = mujoco.Renderer(model, FRAME_SIZE * _SUPERSAMPLE, FRAME_SIZE * _SUPERSAMPLE)
-    for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-        renderer.scene.flags[flag] = 0
+    renderer = make_renderer(model)
     camera, options = mujoco.MjvCamera(), mujoco.MjvOption()
     mujoco.mjv_defaultFreeCamera(model, camera)
     camera.azimuth, camera.elevation, camera.distance = CAMERA["azimuth"], CAMERA["elevation"], CAMERA["distance"]

@@ -25,7 +25,7 @@ def sample_clips(frames: Tensor, batch_size: int, num_latents: int, generator: t
 def reconstruction_loss(pixels: Tensor, target: Tensor) -> Tensor:
     """L1 + L2 + edges, heavier where the picture differs from the batch's mean: the moving things are small."""
     background = target.mean((0, 1))
-    weight = 1 + 3 * (target - background).abs().mean(2, keepdim=True).mul(4).clamp(max=1)
+    weight = 1 + 5 * (target - background).abs().mean(2, keepdim=True).mul(4).clamp(max=1)
     error = (pixels - target) * weight
     edges = sum((torch.diff(pixels, dim=dim) - torch.diff(target, dim=dim)).abs().mean() for dim in (-1, -2))
     return error.abs().mean() + 2 * ((pixels - target).square() * weight).mean() + edges

@@ -76,7 +76,7 @@ def train(config: TrainConfig) -> Path:
         validation=heldout,
     )
     checkpoint = out / "checkpoint"
-    world_model.save_pretrained(checkpoint)
+    world_model.save_pretrained(checkpoint, max_shard_size="14MB")  # repositories refuse large files
     fit_rewards(latents, episodes, heldout_latents, heldout, checkpoint)
     write_start_states(heldout, checkpoint)
     for source in (out / "train_config.json", out / "log.jsonl", Path(config.data) / "dataset.json"):

@@ -26,12 +26,12 @@ class Recipe:
     """What the batches look like. Probabilities are per row."""
 
     batch_size: int = 64
-    max_rollout: int = 8  # longest walk on the model's own predictions, in latents
+    max_rollout: int = 8  # longest walk on the model's own predictions, in latents, at the end of training
     action_dropout: float = 0.1  # of the chunk's action, for guidance
     history_action_dropout: float = 0.1
     single_latent: float = 0.15  # histories of one latent: worlds that start from a picture
     noisy_memory: float = 0.8  # noise-as-mask: probability, and the largest noise level
-    noisy_memory_sigma: float = 0.25
+    noisy_memory_sigma: float = 0.1
     load_balancing: float = 0.01
 
 
@@ -51,9 +51,14 @@ class Walkers:
             "remaining": torch.zeros(B, dtype=torch.long),
         }
 
-    def restart(self, generator: torch.Generator) -> None:
-        """Give each row that has walked its way a new episode, time and true history."""
+    def restart(self, generator: torch.Generator, progress: float = 1.0) -> None:
+        """Give each row that has walked its way a new episode, time and true history.
+
+        The longest walk grows with progress (0 at the start of training, 1 at its end): long walks on the predictions
+        of a model that cannot yet predict teach nothing.
+        """
         state, recipe = self.state, self.recipe
+        longest = 1 + progress * (recipe.max_rollout - 1)
         last = self.actions.shape[1] - 1
         for row in torch.nonzero(state["remaining"] == 0)[:, 0].tolist():
             draw = torch.rand(5, generator=generator).tolist()
@@ -69,7 +74,7 @@ class Walkers:
             state["past"][row] = self.layout.windowed(past, dim=1)[0]
             state["present"][row] = self.layout.windowed(present, dim=1)[0]
             state["lengths"][row], state["episode"][row], state["time"][row] = time + 1, episode, time
-            state["remaining"][row] = min(1 + int(draw[4] * recipe.max_rollout), last + 1 - time)
+            state["remaining"][row] = min(1 + int(draw[4] * longest), last + 1 - time)
 
     def targets(self) -> tuple[Tensor, Tensor]:
         """The recorded next latent (B, C, 1, h, w) and the action (B, 1, A) that leads to it."""
@@ -141,7 +146,7 @@ def fit_world_model(
         for block in world_model.transformer.blocks:
             block.compile(dynamic=False)
     while not trainer.done:
-        walkers.restart(trainer.generator)
+        walkers.restart(trainer.generator, trainer.step_index / num_steps)
         loss, routing = training_loss(world_model, walkers, trainer.generator, train.modality)
         trainer.step(loss)
         if trainer.step_index % every == 0 or trainer.done:
