@@ -17,5 +17,7 @@ for _id, _spec in ENVIRONMENTS.items():
         id=_id,
         entry_point="astra_env.envs.env:AstraEnv",
         max_episode_steps=_spec.max_episode_steps,
+        # the environments check what they are given; Gymnasium's checker fails for good after a refused first reset
+        disable_env_checker=True,
         kwargs={"environment": _id},
     )

@@ -211,3 +211,11 @@ def test_the_bundled_world_takes_no_text():
     with pytest.raises(ValueError, match="takes no text"):
         gymnasium.make(ID, device="cpu", style="in the rain").reset(seed=1)
     assert env.step(actions_of(1)[0])[0].shape == env.observation_space.shape
+
+
+def test_a_refused_first_reset_does_no_harm():
+    env = gymnasium.make(ID)
+    with pytest.raises(ValueError, match="takes no text"):
+        env.reset(options={"prompt": "a red cube"})
+    env.reset(seed=0)
+    env.step(env.action_space.sample())

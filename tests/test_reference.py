@@ -268,6 +268,12 @@ def test_files(tmp_path, file, lightning):
     assert all(torch.equal(value, loaded[name]) for name, value in model_state().items())
 
 
+def test_a_file_of_an_old_torch_is_read(tmp_path):
+    weights = {"patch_embedding.bias": torch.arange(3.0)}
+    torch.save(weights, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
+    assert torch.equal(load_reference_weights(tmp_path / "old.ckpt")["patch_embedding.bias"], torch.arange(3.0))
+
+
 @pytest.mark.parametrize("file", ["a.ckpt", "a.safetensors"])
 def test_half_a_file_is_refused(tmp_path, file):
     save(tmp_path / file, {"weight": torch.zeros(1000)}, lightning=False)

@@ -12,6 +12,7 @@ import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -210,7 +211,8 @@ def load_reference_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             stored: Any = load_file(path)
         else:
-            stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # files of torch before 1.6 are no archives and cannot be mapped
+            stored = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is not a whole checkpoint of tensors ({reason}); download it again.") from error
