@@ -40,14 +40,14 @@ def make_inputs(config: TransformerConfig, device: str, dtype: torch.dtype) -> d
     width = max(config.action_dims.values())
     assert config.text_dim is not None
 
-    def empty(*shape: int) -> Tensor:
+    def normal(*shape: int) -> Tensor:
         return torch.randn(shape, device=device, dtype=dtype)
 
     return {
-        "slots": empty(1, C, S, h, w),
+        "slots": normal(1, C, S, h, w),
         "lengths": torch.full((1,), S, device=device),
-        "table": empty(1, S + CHUNK_SIZE, width),
-        "prompt": empty(1, PROMPT_LENGTH, config.text_dim),
+        "table": normal(1, S + CHUNK_SIZE, width),
+        "prompt": normal(1, PROMPT_LENGTH, config.text_dim),
         "latents": torch.randn(1, C, CHUNK_SIZE, h, w, device=device),
         "sigma": torch.ones(1, device=device),
     }

@@ -7,9 +7,9 @@ import importlib.util
 import subprocess
 import sys
 
-import gymnasium
 import numpy as np
 import pytest
+from simulator_contract import check_contract, check_state
 
 from astra_env import geometry
 from astra_env.actions import ACTION_MODALITIES
@@ -60,20 +60,7 @@ def some_actions(count=5):
 
 
 def test_it_has_the_spaces_and_timing_of_a_simulator(rooms):
-    assert isinstance(rooms, gymnasium.Env)
-    assert rooms.action_space == MODALITY.space()
-    frame, info = rooms.reset(seed=3)
-    assert rooms.observation_space.contains(frame)
-    assert info["frames"].shape == (1, 64, 64, 3)
-    frame, reward, terminated, truncated, info = rooms.step(rooms.action_space.sample())
-    assert rooms.observation_space.contains(frame)
-    assert info["frames"].shape == (4, 64, 64, 3)
-    assert info["poses"].shape == info["commanded_poses"].shape == (4, 4, 4)
-    np.testing.assert_array_equal(info["poses"][-1], info["pose"])
-    np.testing.assert_array_equal(info["frames"][-1], frame)
-    np.testing.assert_array_equal(rooms.render(), frame)
-    assert 0 <= reward <= 1
-    assert not (terminated or truncated)
+    check_contract(rooms, MODALITY)
     with pytest.raises(ValueError, match="dz"):
         rooms.step(np.array([0, 0, 0.5, 0, 0, 0], np.float32))
 
@@ -194,16 +181,7 @@ def test_another_process_sees_the_same(rooms):
 
 
 def test_a_state_can_be_left_and_taken_up_again(rooms):
-    rooms.reset(seed=1)
-    action = some_actions(1)[0]
-    rooms.step(action)
-    state = rooms.get_state()
-    expected = rooms.step(action)
-    rooms.reset(seed=2)
-    rooms.set_state(state)
-    again = rooms.step(action)
-    np.testing.assert_array_equal(again[0], expected[0])
-    np.testing.assert_array_equal(again[4]["pose"], expected[4]["pose"])
+    check_state(rooms, some_actions(1)[0])
 
 
 def test_pictures_are_lively_and_never_from_inside_a_wall(rooms):

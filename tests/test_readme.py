@@ -17,7 +17,7 @@ EXAMPLES = sorted((README.parent / "examples").glob("*.py"))
 
 @pytest.fixture
 def small_release(tmp_path, monkeypatch):
-    """A tiny release stands for "astra-1.3b", of which the hub gives 18 GB."""
+    """A tiny release stands for "astra-1.3b", whose files are on the hub."""
     load = WorldModel.from_pretrained
 
     def from_pretrained(name: str, **options) -> WorldModel:

@@ -6,9 +6,9 @@ import importlib.util
 import json
 import sys
 
-import gymnasium
 import numpy as np
 import pytest
+from simulator_contract import check_contract, check_state
 
 from astra_env import geometry
 from astra_env.actions import ACTION_MODALITIES
@@ -136,19 +136,7 @@ class TestRobotSimulator:
     pytestmark = needs_robosuite
 
     def test_it_has_the_spaces_and_timing_of_its_id(self, lift):
-        assert isinstance(lift, gymnasium.Env)
-        assert lift.action_space == MODALITY.space()
-        frame, info = lift.reset(seed=3)
-        assert lift.observation_space.contains(frame)
-        assert info["frames"].shape == (1, 64, 64, 3)
-        np.testing.assert_array_equal(info["frames"][-1], frame)
-        frame, reward, terminated, truncated, info = lift.step(lift.action_space.sample())
-        assert lift.observation_space.contains(frame)
-        assert info["frames"].shape == (4, 64, 64, 3)
-        assert info["poses"].shape == info["commanded_poses"].shape == (4, 4, 4)
-        assert 0 <= reward <= 1
-        assert not (terminated or truncated)
-        np.testing.assert_array_equal(lift.render(), frame)
+        check_contract(lift, MODALITY)
 
     def test_actions_out_of_bounds_are_refused(self, lift):
         lift.reset(seed=0)
@@ -196,16 +184,7 @@ class TestRobotSimulator:
         assert all(not np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
     def test_a_state_can_be_left_and_taken_up_again(self, stack):
-        stack.reset(seed=1)
-        action = np.array([0.03, -0.02, -0.04, 0.1, 0, 0.2, 0.7], np.float32)
-        stack.step(action)
-        state = stack.get_state()
-        expected = stack.step(action)
-        stack.reset(seed=2)
-        stack.set_state(state)
-        again = stack.step(action)
-        np.testing.assert_array_equal(again[0], expected[0])
-        np.testing.assert_allclose(again[4]["pose"], expected[4]["pose"], atol=1e-9)
+        check_state(stack, np.array([0.03, -0.02, -0.04, 0.1, 0, 0.2, 0.7], np.float32), atol=1e-9)
 
     def test_the_script_lifts_the_cube_and_earns_the_full_reward(self, lift):
         lifted = []

@@ -6,6 +6,11 @@ from pkgutil import resolve_name
 
 import gymnasium
 
+FRAME_SIZE = 64
+"""Height and width of every simulator's frames."""
+CHUNK_FRAMES = 4
+FPS = 20
+
 SIMULATORS: dict[str, str] = {"Astra-RT1-v0": "astra_env.simulators.robot:RobotSimulator"}
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,16 +18,14 @@ import numpy as np
 from tqdm import tqdm
 
 from astra_env.actions import ACTION_MODALITIES
-from astra_env.simulators import arm
+from astra_env.simulators import CHUNK_FRAMES, FPS, FRAME_SIZE, arm
+from astra_env.simulators.behaviours import Behaviour, interrupted
 
 NUM_CHUNKS = 24
 HELDOUT_SEED = 1_000_000
 """Seeds of held-out episodes begin this far above those of training episodes."""
 BEHAVIOURS: dict[str, float] = {"random": 0.40, "scripted": 0.35, "mixed": 0.25}
 TASK_SHARES: dict[str, float] = {"lift": 2 / 3, "stack": 1 / 3}
-
-Behaviour = Callable[[dict[str, Any]], np.ndarray]
-"""Last ``info`` of the simulator -> action (7,); keeps its own progress."""
 
 _MODALITY = ACTION_MODALITIES["end_effector"]
 _HIGH = np.array(_MODALITY.high)
@@ -143,16 +140,8 @@ def mixed_behaviour(rng: np.random.Generator, cube: int = 0) -> Behaviour:
     """Scripted or pushing behaviour that random bursts interrupt, or random behaviour that turns purposeful."""
     purposeful = push_behaviour(rng, cube) if rng.random() < 0.35 else scripted_behaviour(rng, cube)
     erratic = random_behaviour(rng)
-    burst = int(rng.integers(4, 12)) if rng.random() < 0.4 else 0
-
-    def act(info: dict[str, Any]) -> np.ndarray:
-        nonlocal burst
-        if burst == 0 and rng.random() < 0.10:
-            burst = int(rng.integers(2, 6))
-        burst = max(burst - 1, 0)
-        return erratic(info) if burst else purposeful(info)
-
-    return act
+    first = int(rng.integers(4, 12)) if rng.random() < 0.4 else 0
+    return interrupted(purposeful, erratic, rng, (2, 6), first=first)
 
 
 def make_behaviour(name: str, rng: np.random.Generator, num_cubes: int) -> Behaviour:
@@ -219,7 +208,7 @@ def collect(
 
 
 def _run_job(job: EpisodeJob) -> None:
-    from astra_env.simulators.robot import CHUNK_FRAMES, FPS, TASKS, TEXT, RobotSimulator
+    from astra_env.simulators.robot import TASKS, TEXT, RobotSimulator
 
     choice = np.random.default_rng([job.seed, 0])
     task = str(choice.choice(list(TASK_SHARES), p=list(TASK_SHARES.values())))
@@ -259,9 +248,9 @@ def _manifest(out: Path, seed: int, num_chunks: int) -> dict[str, Any]:
     return {
         "counts": {split: len(list((out / split).glob("episode_*.npz"))) for split in ("train", "heldout")},
         "num_chunks": num_chunks,
-        "chunk_frames": robot.CHUNK_FRAMES,
-        "fps": robot.FPS,
-        "frame_size": robot.FRAME_SIZE,
+        "chunk_frames": CHUNK_FRAMES,
+        "fps": FPS,
+        "frame_size": FRAME_SIZE,
         "camera": robot.CAMERA | {"field_of_view": robot.FIELD_OF_VIEW},
         "workspace_m": [arm.WORKSPACE_LOW.tolist(), arm.WORKSPACE_HIGH.tolist()],
         "max_tilt_rad": arm.MAX_TILT,

@@ -9,14 +9,12 @@ os.environ.setdefault("LP_NUM_THREADS", "0")
 
 import numpy as np
 
+from astra_env.simulators import FRAME_SIZE
+
 try:
     import mujoco
 except ImportError as error:
     raise ImportError("The simulators need mujoco: install it with `make simulators`.") from error
-
-FRAME_SIZE = 64
-CHUNK_FRAMES = 4
-FPS = 20
 
 _SUPERSAMPLE = 2
 

@@ -17,7 +17,8 @@ import numpy as np
 from astra_env import geometry
 from astra_env.actions import ACTION_MODALITIES
 from astra_env.kinematics import BicycleMotion
-from astra_env.simulators.driving_camera import FRAME_SIZE, Box
+from astra_env.simulators import CHUNK_FRAMES, FPS, FRAME_SIZE
+from astra_env.simulators.driving_camera import Box
 from astra_env.simulators.driving_roads import RoadMap, route_ahead
 from astra_env.simulators.driving_view import RoadView
 from astra_env.simulators.metadrive_shim import load_metadrive
@@ -32,8 +33,6 @@ except ImportError as error:
         "The driving simulator needs metadrive and panda3d: install them with `make simulators`."
     ) from error
 
-CHUNK_FRAMES = 4
-FPS = 20
 PHYSICS_STEP = 0.025
 """Seconds between two control updates."""
 WHEELBASE = BicycleMotion().wheelbase

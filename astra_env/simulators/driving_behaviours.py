@@ -12,8 +12,7 @@ import numpy as np
 
 from astra_env.actions import ACTION_MODALITIES
 from astra_env.kinematics import BicycleMotion
-
-Behaviour = Callable[[dict[str, Any]], np.ndarray]
+from astra_env.simulators.behaviours import Behaviour, interrupted
 
 BEHAVIOURS: dict[str, float] = {
     "follow": 0.30,
@@ -155,16 +154,7 @@ def leave_behaviour(rng: np.random.Generator) -> Behaviour:
 def mixed_behaviour(rng: np.random.Generator) -> Behaviour:
     """Lane keeping that bursts of another behaviour interrupt."""
     follow, other = follow_behaviour(rng), rng.choice(["random", "random", "brake", "turn"])
-    erratic, burst = _MAKERS[str(other)](rng), 0
-
-    def act(info: dict[str, Any]) -> np.ndarray:
-        nonlocal burst
-        if burst == 0 and rng.random() < 0.10:
-            burst = int(rng.integers(3, 8))
-        burst = max(burst - 1, 0)
-        return erratic(info) if burst else follow(info)
-
-    return act
+    return interrupted(follow, _MAKERS[str(other)](rng), rng, (3, 8))
 
 
 def steering_limit(speed: float) -> float:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-FRAME_SIZE = 64
+from astra_env.simulators import FRAME_SIZE
+
 CAMERA_HEIGHT = 1.5
 CAMERA_FORWARD = 1.9
 """Metres of the camera ahead of the rear axle: at the windscreen, and the bonnet is not seen."""

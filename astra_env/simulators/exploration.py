@@ -14,7 +14,7 @@ import numpy as np
 
 from astra_env import geometry
 from astra_env.actions import ACTION_MODALITIES
-from astra_env.simulators.drawing import CHUNK_FRAMES, FPS, FRAME_SIZE
+from astra_env.simulators import CHUNK_FRAMES, FPS, FRAME_SIZE
 from astra_env.simulators.exploration_rooms import Rooms, camera_angles, camera_pose
 
 MAX_PITCH, MAX_ROLL = 0.5, 0.3

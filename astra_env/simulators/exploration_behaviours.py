@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 
 from astra_env.actions import ACTION_MODALITIES
+from astra_env.simulators.behaviours import Behaviour
 from astra_env.simulators.exploration_rooms import camera_angles
-
-Behaviour = Callable[[dict[str, Any]], np.ndarray]
-"""Last ``info`` of the simulator -> action (6,)."""
 
 BEHAVIOURS: dict[str, float] = {"random": 0.3, "axes": 0.35, "visit": 0.15, "walls": 0.1, "look": 0.1}
 """Name -> share of the episodes."""

@@ -16,10 +16,11 @@ import numpy as np
 
 from astra_env import geometry
 from astra_env.actions import ACTION_MODALITIES
-from astra_env.simulators import collect
-from astra_env.simulators.drawing import CHUNK_FRAMES, FPS, FRAME_SIZE, mujoco
+from astra_env.simulators import CHUNK_FRAMES, FPS, FRAME_SIZE, collect
+from astra_env.simulators.behaviours import Behaviour
+from astra_env.simulators.drawing import mujoco
 from astra_env.simulators.exploration import glide
-from astra_env.simulators.exploration_behaviours import Behaviour, axes_behaviour, blocked, random_behaviour
+from astra_env.simulators.exploration_behaviours import axes_behaviour, blocked, random_behaviour
 from astra_env.simulators.exploration_rooms import camera_angles, camera_pose
 from astra_env.simulators.robot import RobotSimulator
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from astra_env import geometry
 from astra_env.actions import ACTION_MODALITIES
-from astra_env.simulators import arm
+from astra_env.simulators import CHUNK_FRAMES, FPS, FRAME_SIZE, arm
 from astra_env.simulators.arm import TABLE_Z, WORKSPACE_HIGH, WORKSPACE_LOW
-from astra_env.simulators.drawing import CHUNK_FRAMES, FPS, FRAME_SIZE, make_renderer, mujoco, smooth_picture
+from astra_env.simulators.drawing import make_renderer, mujoco, smooth_picture
 
 try:
     # robosuite warns at import about optional robots that nothing here uses

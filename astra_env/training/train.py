@@ -24,7 +24,7 @@ BUDGETS = {"cpu": (4000, 10000), "gpu": (20000, 100000)}  # autoencoder steps, t
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run. By the rate of the bundled world's training, "cpu" takes about two hours on two cores."""
+    """One run. By the rate of the bundled world's training, "cpu" takes two to two and a half hours on two cores."""
 
     data: str
     out: str
