@@ -10,7 +10,10 @@ import gymnasium
 import numpy as np
 from numpy.typing import ArrayLike
 
-from astra_env.kinematics import BicycleMotion, Kinematics, RigidMotion
+from astra_env.kinematics import BicycleMotion, Kinematics, RigidMotion, interpolate_poses
+
+_SAME_TIME = 1e-6
+"""Share of an action's length by which times that mean the same may differ."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class ActionModality:
     """Fields that set a value instead of changing one."""
     keys: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     """Key name -> (field, share of its upper bound) for interactive play; an absolute field is toggled."""
+    mouse: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    """Direction of the mouse, "right" or "down" -> (field, its change for one pixel, in the field's unit)."""
 
     @property
     def action_dim(self) -> int:
@@ -79,33 +84,82 @@ class ActionModality:
         return array
 
     def split(self, actions: ArrayLike, n: int) -> np.ndarray:
-        """Share each action (..., A) out over ``n`` parts (..., n, A): changes divided, absolute values repeated."""
-        parts = np.repeat(np.asarray(actions, dtype=np.float32)[..., None, :], n, axis=-2)
-        return np.where(self._is_absolute(), parts, parts / n).astype(np.float32)
+        """Share actions (..., A) out over ``n`` shorter ones (..., n, A): the same way at n times the rate.
+
+        Motions are divided; a car's steering and acceleration and the absolute values are held.
+        """
+        whole, moving = np.asarray(actions, dtype=np.float64), self.kinematics.num_fields
+        held = np.repeat(whole[..., None, moving:], n, axis=-2)
+        return np.concatenate([self.kinematics.divide(whole[..., :moving], n), held], axis=-1).astype(np.float32)
 
     def combine(self, actions: ArrayLike) -> np.ndarray:
-        """One action (..., A) from consecutive parts (..., n, A): changes are added, the last absolute value holds."""
-        parts = np.asarray(actions, dtype=np.float32)
-        return np.where(self._is_absolute(), parts[..., -1, :], parts.sum(axis=-2)).astype(np.float32)
+        """One action (..., A) of parts (..., n, A), with the last absolute values: the inverse of `split`."""
+        parts, moving = np.asarray(actions, dtype=np.float64), self.kinematics.num_fields
+        joined = self.kinematics.join(parts[..., :moving])
+        return np.concatenate([joined, parts[..., -1, moving:]], axis=-1).astype(np.float32)
 
-    def integrate(self, pose: ArrayLike, actions: ArrayLike, *, speed: float = 0.0) -> np.ndarray:
-        """Poses (T + 1, 4, 4) that actions (T, A) lead through from ``pose`` (4, 4); a car begins at speed, in m/s."""
+    def integrate(
+        self, pose: ArrayLike, actions: ArrayLike, *, speed: float = 0.0, rate_hz: float | None = None
+    ) -> np.ndarray:
+        """Poses (T + 1, 4, 4) that actions (T, A) lead through from ``pose`` (4, 4); a car begins at speed, in m/s.
+
+        ``rate_hz`` replaces the modality's own rate, for actions that `split` has shortened.
+        """
         start, moves = np.asarray(pose, dtype=np.float64), np.asarray(actions, dtype=np.float64)
-        return self.kinematics.integrate(start, moves, 1 / self.rate_hz, speed)
+        return self.kinematics.integrate(start, moves, 1 / (rate_hz or self.rate_hz), speed)
 
     def to_pose(self, action: ArrayLike, *, speed: float = 0.0) -> np.ndarray:
         """Pose (4, 4) after one action (A,), seen from the pose before it."""
         return self.integrate(np.eye(4), np.asarray(action)[None], speed=speed)[1]
 
-    def from_poses(self, poses: ArrayLike, absolute: ArrayLike = (), *, speed: float = 0.0) -> np.ndarray:
+    def from_poses(
+        self,
+        poses: ArrayLike,
+        absolute: ArrayLike = (),
+        *,
+        speed: ArrayLike | None = None,
+        rate_hz: float | None = None,
+    ) -> np.ndarray:
         """Actions (T - 1, A) that lead through ``poses`` (T, 4, 4), with the ``absolute`` fields (T,) or (T, n).
 
         ``actions[t]`` leads from pose t to pose t + 1 and holds the absolute values of frame t + 1. They may leave the
-        bounds, where the poses were not made by this modality.
+        bounds, where the poses were not made by this modality. ``speed`` is a car's in m/s: at the first pose, for
+        poses that are exact, or at each one (T,); without it, it is estimated. ``rate_hz`` is the rate of the poses,
+        where it is not the modality's own.
         """
-        moves = self.kinematics.recover(np.asarray(poses, dtype=np.float64), 1 / self.rate_hz, speed)
+        exact = np.asarray(poses, dtype=np.float64)
+        moves = self.kinematics.recover(exact, 1 / (rate_hz or self.rate_hz), speed)
         values = np.asarray(absolute, dtype=np.float64).reshape(len(moves) + 1, len(self.absolute))
         return np.concatenate([moves, values[1:]], axis=-1).astype(np.float32)
+
+    def from_timed_poses(
+        self,
+        poses: ArrayLike,
+        times: ArrayLike,
+        absolute: ArrayLike = (),
+        *,
+        speed: ArrayLike | None = None,
+        rate_hz: float | None = None,
+    ) -> np.ndarray:
+        """Actions (N, A) at the modality's rate, or at ``rate_hz``, from ``poses`` (T, 4, 4) at ``times`` (T,), in s.
+
+        Action k leads from ``times[0] + k / rate`` to ``times[0] + (k + 1) / rate``. Poses in between are interpolated,
+        an absolute field has the value last given. The rest is as in `from_poses`; ValueError where the poses last
+        shorter than one action.
+        """
+        seconds, rate = np.asarray(times, dtype=np.float64), rate_hz or self.rate_hz
+        duration = float(seconds[-1] - seconds[0]) if len(seconds) else 0.0
+        count = int(duration * rate + _SAME_TIME)
+        if count < 1:
+            raise ValueError(
+                f"The poses last {duration:g} s, expected at least {1 / rate:g} s: one {self.name} action."
+            )
+        wanted = np.minimum(seconds[0] + np.arange(count + 1) / rate, seconds[-1])
+        values = np.asarray(absolute, dtype=np.float64).reshape(len(seconds), len(self.absolute))
+        latest = np.searchsorted(seconds, wanted + _SAME_TIME / rate, side="right") - 1
+        if speed is not None and np.ndim(speed):
+            speed = np.interp(wanted, seconds, np.asarray(speed, dtype=np.float64))
+        return self.from_poses(interpolate_poses(poses, seconds, wanted), values[latest], speed=speed, rate_hz=rate)
 
     def from_keys(self, pressed: Iterable[str]) -> np.ndarray:
         """The action (A,) of keys that are held together; opposite keys cancel, absolute fields need their key."""
@@ -118,12 +172,18 @@ class ActionModality:
             action[index] += share * (self.high[index] if share > 0 else -self.low[index])
         return self.validate(action, clip=True)
 
+    def from_mouse(self, right: float, down: float) -> np.ndarray:
+        """The action (A,) of a mouse that has moved so many pixels in one step, within the bounds."""
+        action = np.zeros(self.action_dim, np.float32)
+        for direction, pixels in (("right", right), ("down", down)):
+            if direction in self.mouse:
+                name, change = self.mouse[direction]
+                action[self.fields.index(name)] += change * pixels
+        return self.validate(action, clip=True)
+
     def discrete(self, choices: Iterable[Iterable[str]]) -> np.ndarray:
         """Table (N, A) of a discrete action space: one row for each set of keys, such as ``DISCRETE_ACTIONS``."""
         return np.stack([self.from_keys(keys) for keys in choices])
-
-    def _is_absolute(self) -> np.ndarray:
-        return np.array([name in self.absolute for name in self.fields])
 
 
 ACTION_MODALITIES: dict[str, ActionModality] = {
@@ -151,6 +211,7 @@ ACTION_MODALITIES: dict[str, ActionModality] = {
             "right": ("dyaw", -1.0),
             "space": ("gripper", 1.0),
         },
+        mouse={"right": ("dy", -0.0005), "down": ("dx", -0.0005)},
     ),
     "camera": ActionModality(
         name="camera",
@@ -175,6 +236,7 @@ ACTION_MODALITIES: dict[str, ActionModality] = {
             "q": ("droll", -1.0),
             "e": ("droll", 1.0),
         },
+        mouse={"right": ("dyaw", 0.002), "down": ("dpitch", -0.002)},
     ),
     "vehicle": ActionModality(
         name="vehicle",
@@ -191,6 +253,7 @@ ACTION_MODALITIES: dict[str, ActionModality] = {
             "a": ("steering", 1.0),
             "d": ("steering", -1.0),
         },
+        mouse={"right": ("steering", -0.006)},
     ),
 }
 

@@ -107,3 +107,40 @@ def matrix_to_quaternion(rotation: ArrayLike) -> np.ndarray:
     best = np.take_along_axis(rows, lengths.argmax(axis=-1)[..., None, None], axis=-2)[..., 0, :]
     best = best / np.linalg.norm(best, axis=-1, keepdims=True)
     return np.where(best[..., 3:] < 0, -best, best)
+
+
+def pose_to_vector7(pose: ArrayLike, *, scalar_first: bool = False) -> np.ndarray:
+    """Translation and unit quaternion (..., 7) of a pose, w >= 0: x y z w, as SpatialVID publishes it.
+
+    ``scalar_first`` gives the quaternion as w x y z, as nuScenes publishes it.
+    """
+    pose = np.asarray(pose, dtype=np.float64)
+    quaternion = matrix_to_quaternion(pose[..., :3, :3])
+    return np.concatenate([pose[..., :3, 3], np.roll(quaternion, 1, axis=-1) if scalar_first else quaternion], axis=-1)
+
+
+def vector7_to_pose(vector: ArrayLike, *, scalar_first: bool = False) -> np.ndarray:
+    """Pose (..., 4, 4) of a translation and a quaternion (..., 7) of any sign and length; see `pose_to_vector7`."""
+    vector = _checked(vector, 7)
+    quaternion = np.roll(vector[..., 3:], -1, axis=-1) if scalar_first else vector[..., 3:]
+    return make_pose(quaternion_to_matrix(quaternion), vector[..., :3])
+
+
+def pose_to_vector12(pose: ArrayLike) -> np.ndarray:
+    """The upper three rows of a pose one after another (..., 12): the matrix [R|t], row-major."""
+    rows = np.asarray(pose, dtype=np.float64)[..., :3, :]
+    return rows.reshape(*rows.shape[:-2], 12)
+
+
+def vector12_to_pose(vector: ArrayLike) -> np.ndarray:
+    """Pose (..., 4, 4) of the matrix [R|t], row-major (..., 12); the rotation is taken as it is."""
+    vector = _checked(vector, 12)
+    rows = vector.reshape(*vector.shape[:-1], 3, 4)
+    return make_pose(rows[..., :3], rows[..., 3])
+
+
+def _checked(vector: ArrayLike, size: int) -> np.ndarray:
+    array = np.asarray(vector, dtype=np.float64)
+    if array.ndim < 1 or array.shape[-1] != size:
+        raise ValueError(f"A pose vector has shape {array.shape}, expected (..., {size}).")
+    return array

@@ -78,12 +78,37 @@ def test_combine_undoes_split(modality):
     np.testing.assert_allclose(modality.combine(parts), actions, atol=1e-6)
 
 
-def test_split_divides_changes_and_repeats_absolute_values(modality):
-    action = random_actions(modality)
-    parts = modality.split(action, 5)
-    for index, field in enumerate(modality.fields):
-        share = 1 if field in modality.absolute else 5
-        np.testing.assert_allclose(parts[:, index], action[index] / share, rtol=1e-6)
+def test_split_actions_lead_the_same_way_at_the_finer_rate(modality):
+    actions = random_actions(modality, 6)
+    whole = modality.integrate(START, actions, speed=5.0)
+    parts = modality.split(actions, 4).reshape(24, -1)
+    fine = modality.integrate(START, parts, speed=5.0, rate_hz=4 * modality.rate_hz)
+    np.testing.assert_allclose(fine[::4], whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "action", "share"),
+    [
+        ("end_effector", [0.04, 0, -0.02, 0, 0, 0.2, 0.7], [0.01, 0, -0.005, 0, 0, 0.05, 0.7]),
+        ("camera", [0.2, -0.1, 0, 0, 0, 0], [0.05, -0.025, 0, 0, 0, 0]),
+        ("camera", [0, 0, 0, 0, 0.2, 0], [0, 0, 0, 0, 0.05, 0]),
+        ("vehicle", [0.3, -2.0], [0.3, -2.0]),
+    ],
+)
+def test_split_divides_changes_and_repeats_what_is_held(name, action, share):
+    np.testing.assert_allclose(ACTION_MODALITIES[name].split(action, 4), np.tile(share, (4, 1)), atol=1e-7)
+
+
+def test_the_parts_of_a_turning_camera_go_straight():
+    modality = ACTION_MODALITIES["camera"]
+    parts = modality.split([0.1, 0, 0.2, 0, 0.1, 0.2], 4)
+    places = modality.integrate(np.eye(4), parts)[:, :3, 3]
+    np.testing.assert_allclose(places, np.linspace(0, 1, 5)[:, None] * [0.1, 0, 0.2], atol=1e-7)
+
+
+def test_a_car_combines_to_the_mean_of_what_it_held():
+    combined = ACTION_MODALITIES["vehicle"].combine([[0.1, 2.0], [0.3, -1.0]])
+    np.testing.assert_allclose(combined, [0.2, 0.5], rtol=1e-6)
 
 
 def test_actions_found_from_poses_lead_through_them(modality):
@@ -99,6 +124,35 @@ def test_actions_found_from_poses_lead_through_them(modality):
     )
 
 
+def test_actions_from_poses_at_another_rate_are_those_of_the_modality(modality):
+    """Poses of 20 frames a second, their times and the gripper's course give the five actions a second behind them."""
+    actions = random_actions(modality, 6)
+    parts = modality.split(actions, 4).reshape(24, -1)
+    frames = modality.integrate(START, parts, speed=10.0, rate_hz=20.0)
+    times = 3.0 + np.arange(25) / 20
+    absolute = np.concatenate([parts[:1], parts])[:, modality.kinematics.num_fields :]
+    found = modality.from_timed_poses(frames, times, absolute, speed=10.0)
+    np.testing.assert_allclose(found, actions, atol=1e-4)
+    shares = modality.from_timed_poses(frames, times, absolute, speed=10.0, rate_hz=20.0)
+    np.testing.assert_allclose(shares, parts, atol=1e-3)
+    rest = modality.from_timed_poses(frames[:-1], times[:-1], absolute[:-1], speed=10.0)
+    np.testing.assert_allclose(rest, found[:-1], atol=1e-12)
+
+
+def test_poses_between_the_wanted_times_are_interpolated_and_speeds_too():
+    camera, car = ACTION_MODALITIES["camera"], ACTION_MODALITIES["vehicle"]
+    end = geometry.compose(START, geometry.make_pose(np.eye(3), [0.0, 0.0, 1.0]))
+    actions = camera.from_timed_poses(np.stack([START, end]), [0.0, 1.0])
+    np.testing.assert_allclose(actions, np.tile([0, 0, 0.2, 0, 0, 0], (5, 1)), atol=1e-6)
+    moved = car.from_timed_poses(np.stack([START, end]), [0.0, 1.0], speed=[2.0, 4.0])
+    np.testing.assert_allclose(moved[:, 1], 2.0, atol=1e-5)
+
+
+def test_poses_that_last_shorter_than_one_action_are_refused(modality):
+    with pytest.raises(ValueError, match=r"last 0.1 s, expected at least 0.2 s"):
+        modality.from_timed_poses(np.stack([START, START]), [5.0, 5.1], np.zeros((2, len(modality.absolute))))
+
+
 def test_keys_add_up_to_an_action(modality):
     assert not modality.from_keys([]).any()
     for key, (name, share) in modality.keys.items():
@@ -108,6 +162,35 @@ def test_keys_add_up_to_an_action(modality):
     assert modality.space().contains(modality.from_keys(modality.keys))
     with pytest.raises(ValueError, match="no key 'pause'"):
         modality.from_keys(["pause"])
+
+
+def test_the_mouse_moves_its_fields_within_the_bounds(modality):
+    assert not modality.from_mouse(0, 0).any()
+    assert set(modality.mouse) <= {"right", "down"}
+    for direction, (name, change) in modality.mouse.items():
+        pixels = {"right": 0.0, "down": 0.0}
+        others = [field for field in modality.fields if field != name]
+        for count in (10.0, -10.0, 1e6):
+            action = dict(zip(modality.fields, modality.from_mouse(**pixels | {direction: count}), strict=True))
+            index = modality.fields.index(name)
+            bounded = np.clip(change * count, modality.low[index], modality.high[index])
+            assert action[name] == pytest.approx(bounded)
+            assert not any(action[other] for other in others)
+    with pytest.raises(ValueError, match="not finite"):
+        modality.from_mouse(np.nan, 0.0)
+
+
+def test_the_mouse_looks_to_the_right_and_up_and_steers_to_the_right():
+    right, up = (geometry.relative(START, pose) for pose in camera_after_mouse((50, 0), (0, -50)))
+    assert right[0, 2] > 0.09, "the view turns along x"
+    assert up[1, 2] < -0.09, "the view turns against y"
+    car = ACTION_MODALITIES["vehicle"]
+    assert car.integrate(np.eye(4), car.from_mouse(50, 0)[None], speed=5.0)[1, 1, 3] < 0, "y is left"
+
+
+def camera_after_mouse(*motions):
+    modality = ACTION_MODALITIES["camera"]
+    return [modality.integrate(START, modality.from_mouse(*motion)[None])[1] for motion in motions]
 
 
 @pytest.mark.parametrize("name", DISCRETE_ACTIONS)

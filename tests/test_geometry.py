@@ -70,3 +70,43 @@ def test_quaternions_have_a_positive_scalar_part_last():
     assert (quaternion[:, 3] >= 0).all()
     np.testing.assert_allclose(np.linalg.norm(quaternion, axis=-1), 1.0)
     np.testing.assert_allclose(geometry.matrix_to_quaternion(np.eye(3)), [0, 0, 0, 1])
+
+
+@pytest.mark.parametrize("scalar_first", [False, True])
+def test_poses_become_translations_and_quaternions_and_back(scalar_first):
+    poses = random_poses(3, 40)
+    vectors = geometry.pose_to_vector7(poses, scalar_first=scalar_first)
+    assert vectors.shape == (3, 40, 7)
+    np.testing.assert_allclose(geometry.vector7_to_pose(vectors, scalar_first=scalar_first), poses, atol=1e-9)
+    opposite = vectors * np.array([1, 1, 1, -1, -1, -1, -1])  # the same rotation
+    np.testing.assert_allclose(geometry.vector7_to_pose(opposite, scalar_first=scalar_first), poses, atol=1e-9)
+    assert (vectors[..., 3 if scalar_first else 6] >= 0).all()
+    np.testing.assert_allclose(
+        geometry.pose_to_vector7(geometry.vector7_to_pose(opposite, scalar_first=scalar_first)),
+        geometry.pose_to_vector7(poses),
+        atol=1e-9,
+    )
+
+
+def test_the_orders_of_a_quaternion_are_those_of_the_data_sets():
+    pose = geometry.make_pose(geometry.rpy_to_matrix([0, 0, np.pi / 2]), [1, 2, 3])
+    half = np.sqrt(0.5)
+    np.testing.assert_allclose(geometry.pose_to_vector7(pose), [1, 2, 3, 0, 0, half, half], atol=1e-12)
+    np.testing.assert_allclose(
+        geometry.pose_to_vector7(pose, scalar_first=True), [1, 2, 3, half, 0, 0, half], atol=1e-12
+    )
+
+
+def test_relative_poses_become_rows_of_twelve_and_back():
+    steps = geometry.relative(random_poses(5, 8), random_poses(5, 8))
+    rows = geometry.pose_to_vector12(steps)
+    np.testing.assert_array_equal(rows[2, 3, [3, 7, 11]], steps[2, 3, :3, 3])
+    np.testing.assert_array_equal(rows[2, 3, 4:7], steps[2, 3, 1, :3])
+    np.testing.assert_array_equal(geometry.vector12_to_pose(rows), steps)
+
+
+@pytest.mark.parametrize(("to_pose", "size"), [(geometry.vector7_to_pose, 7), (geometry.vector12_to_pose, 12)])
+def test_a_pose_vector_of_another_length_is_refused(to_pose, size):
+    for vector in (np.zeros((2, size + 1)), np.float64(0)):
+        with pytest.raises(ValueError, match=rf"expected \(..., {size}\)"):
+            to_pose(vector)

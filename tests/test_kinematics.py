@@ -16,7 +16,7 @@ CAR = BicycleMotion(wheelbase=2.5)
 def test_a_car_drives_straight_without_steering():
     poses = CAR.integrate(START, np.array([[0.0, 1.0], [0.0, 0.0], [0.0, -3.0]]), 0.2, 5.0)
     steps = geometry.relative(poses[:-1], poses[1:])
-    np.testing.assert_allclose(steps[:, :3, 3], [[1.04, 0, 0], [1.04, 0, 0], [0.92, 0, 0]], atol=1e-12)
+    np.testing.assert_allclose(steps[:, :3, 3], [[1.02, 0, 0], [1.04, 0, 0], [0.98, 0, 0]], atol=1e-12)
     np.testing.assert_allclose(steps[:, :3, :3], np.broadcast_to(np.eye(3), (3, 3, 3)), atol=1e-12)
 
 
@@ -43,9 +43,50 @@ def test_steering_and_acceleration_are_recovered():
     np.testing.assert_allclose(CAR.recover(poses, 0.2, 8.0), actions, atol=1e-6)
 
 
+def test_speeds_of_the_car_may_be_given_or_left_out():
+    actions = np.column_stack([RNG.uniform(-0.5, 0.5, 20), np.full(20, 1.5)])
+    poses = CAR.integrate(START, actions, 0.2, 3.0)
+    np.testing.assert_allclose(CAR.recover(poses, 0.2, None), actions, atol=1e-6)
+    np.testing.assert_allclose(CAR.recover(poses, 0.2, 3.0 + 0.3 * np.arange(21)), actions, atol=1e-6)
+    with pytest.raises(ValueError, match=r"expected one number or one a pose: \(21,\)"):
+        CAR.recover(poses, 0.2, np.zeros(20))
+    assert CAR.recover(poses[:1], 0.2, None).shape == (0, 2)
+    np.testing.assert_allclose(CAR.recover(poses[:2], 0.2, None)[0], [actions[0, 0], 0.0], atol=1e-6)
+
+
+def test_measured_poses_give_accelerations_near_the_true_ones():
+    """Errors of 1 cm: estimated speeds keep them small, while from the first speed they would pile up."""
+    actions = np.column_stack([np.zeros(60), 2 * np.sin(np.arange(60) / 8)])
+    poses = CAR.integrate(START, actions, 0.2, 12.0)
+    measured = poses.copy()
+    measured[:, :2, 3] += RNG.normal(0, 0.01, (61, 2))
+    estimated, exact = (CAR.recover(measured, 0.2, speed)[:, 1] - actions[:, 1] for speed in (None, 12.0))
+    assert np.sqrt((estimated**2).mean()) < 0.5
+    assert np.sqrt((exact**2).mean()) > 1.0
+
+
 def test_a_car_that_stands_has_no_steering():
     poses = np.broadcast_to(START, (4, 4, 4))
-    assert not CAR.recover(poses, 0.2, 0.0).any()
+    for speed in (None, 0.0):
+        assert not CAR.recover(poses, 0.2, speed).any()
+
+
+@pytest.mark.parametrize("motion", [RigidMotion(), RigidMotion(moving=True, turn_axes=(2, 0, 1)), CAR])
+def test_parts_of_a_step_lead_where_it_leads(motion):
+    actions = RNG.uniform(-0.3, 0.3, (5, motion.num_fields))
+    parts = motion.divide(actions, 3)
+    assert parts.shape == (5, 3, motion.num_fields)
+    np.testing.assert_allclose(motion.join(parts), actions, atol=1e-9)
+    whole = motion.integrate(START, actions, 0.3, 2.0)
+    fine = motion.integrate(START, parts.reshape(15, -1), 0.1, 2.0)
+    np.testing.assert_allclose(fine[::3], whole, atol=1e-9)
+
+
+@pytest.mark.parametrize("motion", [RigidMotion(), RigidMotion(moving=True, turn_axes=(2, 0, 1))])
+def test_joined_motions_end_where_the_parts_end(motion):
+    parts = RNG.uniform(-0.3, 0.3, (4, 6))
+    joined = motion.integrate(START, motion.join(parts)[None], 0.2, 0.0)
+    np.testing.assert_allclose(joined[-1], motion.integrate(START, parts, 0.05, 0.0)[-1], atol=1e-9)
 
 
 @pytest.mark.parametrize("motion", [RigidMotion(), RigidMotion(moving=True, turn_axes=(2, 0, 1))])
