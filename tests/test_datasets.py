@@ -11,24 +11,25 @@ from astra_env import geometry
 from astra_env.actions import ACTION_MODALITIES
 from astra_env.datasets import DATASETS, Clip, load_dataset
 
-NUM_CHUNKS, CHUNK_FRAMES = 3, 4
+NUM_CHUNKS, CHUNK_FRAMES, FPS = 3, 4, 20
 MODALITY = ACTION_MODALITIES["end_effector"]
 
 
-def write_episode(path, seed: int) -> dict[str, np.ndarray]:
-    """An episode file whose poses follow its actions exactly."""
+def write_episode(path, seed: int, modality=MODALITY, **more) -> dict[str, np.ndarray]:
+    """An episode file whose poses follow its actions exactly; a car begins at 5 m/s."""
     rng = np.random.default_rng(seed)
     num_frames = NUM_CHUNKS * CHUNK_FRAMES + 1
-    actions = rng.uniform(MODALITY.low, MODALITY.high, (NUM_CHUNKS, MODALITY.action_dim)).astype(np.float32)
-    shares = MODALITY.split(actions, CHUNK_FRAMES).reshape(-1, MODALITY.action_dim)
-    poses = MODALITY.integrate(geometry.make_pose(np.eye(3), [0.5, 0, 0]), shares).astype(np.float32)
+    actions = rng.uniform(modality.low, modality.high, (NUM_CHUNKS, modality.action_dim)).astype(np.float32)
+    shares = modality.split(actions, CHUNK_FRAMES).reshape(-1, modality.action_dim)
+    start = geometry.make_pose(np.eye(3), [0.5, 0, 0])
+    poses = modality.integrate(start, shares, speed=5.0, rate_hz=FPS).astype(np.float32)
     arrays = {
         "frames": rng.integers(0, 256, (num_frames, 8, 8, 3), dtype=np.uint8),
         "actions": actions,
         "measured_poses": poses,
         "reward": rng.random(NUM_CHUNKS + 1).astype(np.float32),
     }
-    meta = {"text": "lift", "fps": 20, "chunk_frames": CHUNK_FRAMES, "modality": MODALITY.name, "seed": seed}
+    meta = {"text": "lift", "fps": FPS, "chunk_frames": CHUNK_FRAMES, "modality": modality.name, "seed": seed} | more
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, meta=np.array(json.dumps(meta)), **arrays)
     return arrays
@@ -75,11 +76,24 @@ def test_recorded_episodes_come_back_in_order(tmp_path):
         assert clip.source.endswith(f"episode_{index:05d}.npz")
 
 
-def test_the_actions_of_a_clip_move_each_frame_to_the_next(tmp_path):
-    write_episode(tmp_path / "heldout" / "episode_00000.npz", seed=0)
+@pytest.mark.parametrize("modality", ACTION_MODALITIES.values(), ids=ACTION_MODALITIES)
+def test_the_actions_of_a_clip_move_each_frame_to_the_next(tmp_path, modality):
+    arrays = write_episode(tmp_path / "heldout" / "episode_00000.npz", 0, modality)
     clip = load_dataset("recorded", tmp_path, split="heldout")[0]
-    assert clip.actions.shape == (len(clip.frames) - 1, MODALITY.action_dim)
-    np.testing.assert_allclose(MODALITY.integrate(clip.poses[0], clip.actions), clip.poses, atol=1e-5)
+    assert clip.modality == modality.name
+    assert clip.actions.shape == (len(clip.frames) - 1, modality.action_dim)
+    poses = modality.integrate(clip.poses[0], clip.actions, speed=5.0, rate_hz=clip.fps)
+    np.testing.assert_allclose(poses, clip.poses, atol=1e-5)
+    chunks = clip.actions.reshape(NUM_CHUNKS, CHUNK_FRAMES, -1)
+    np.testing.assert_allclose(modality.combine(chunks), arrays["actions"], atol=1e-6)
+
+
+def test_a_recording_says_its_domain_and_the_first_ones_are_of_the_robot(tmp_path):
+    write_episode(tmp_path / "train" / "episode_00000.npz", 0)
+    assert load_dataset("recorded", tmp_path).domain == "robot"
+    write_episode(tmp_path / "heldout" / "episode_00000.npz", 0, ACTION_MODALITIES["camera"], domain="multicam")
+    dataset = load_dataset("recorded", tmp_path, split="heldout")
+    assert (dataset.domain, dataset.modality) == ("multicam", "camera")
 
 
 def test_iterating_a_data_set_ends(tmp_path):

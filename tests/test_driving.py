@@ -25,7 +25,7 @@ needs_metadrive = [
 
 
 class BicycleOnStraight:
-    """A kinematic bicycle on an endless straight road: a stand-in for the physics."""
+    """A kinematic bicycle on a straight road that a standing car may block: a stand-in for the physics."""
 
     def __init__(self, speed: float = 8.0, gap: float = np.inf) -> None:
         self.pose, self.speed, self.gap = np.eye(4), speed, gap
@@ -33,7 +33,8 @@ class BicycleOnStraight:
     def info(self):
         points = np.column_stack([STRAIGHT[:, 0] + self.pose[0, 3], np.zeros(6)])
         route = (points - self.pose[:2, 3]) @ self.pose[:2, :2]
-        return {"route": route, "speed": self.speed, "gap": self.gap - self.pose[0, 3], "gap_speed": 0.0}
+        gap = self.gap - self.pose[0, 3]
+        return {"route": route, "speed": self.speed, "gap": gap, "gap_speed": 0.0, "crashed": gap < 0, "success": False}
 
     def drive(self, behaviour, steps):
         actions = []
@@ -41,6 +42,8 @@ class BicycleOnStraight:
             actions.append(MODALITY.validate(behaviour(self.info())))
             self.pose = MODALITY.integrate(self.pose, actions[-1][None], speed=self.speed)[1]
             self.speed += float(actions[-1][1]) / MODALITY.rate_hz
+            if self.info()["crashed"]:
+                self.speed = min(self.speed, 0.0)
         return np.stack(actions)
 
 
@@ -96,6 +99,18 @@ def test_following_stops_behind_a_standing_car():
         bicycle = BicycleOnStraight(gap=60.0)
         bicycle.drive(driving.follow_behaviour(np.random.default_rng(seed)), 100)
         assert 0 < bicycle.info()["gap"] < 60
+
+
+def test_ramming_runs_into_a_standing_car_and_backs_off():
+    for seed in range(4):
+        bicycle = BicycleOnStraight(gap=40.0)
+        behaviour, gaps = driving.ram_behaviour(np.random.default_rng(seed)), []
+        for _ in range(60):
+            bicycle.drive(behaviour, 1)
+            gaps.append(bicycle.info()["gap"])
+        hit = int(np.argmax(np.array(gaps) < 0))
+        assert gaps[hit] < 0 < gaps[0]
+        assert max(gaps[hit:]) > gaps[hit] + 0.5
 
 
 def test_pictures_follow_their_seed_and_show_the_road_and_cars():
@@ -210,3 +225,43 @@ class TestDrivingSimulator:
                 break
         assert info["out_of_road"]
         assert reward == 0
+
+    def test_failure_is_leaving_the_road_or_touching_and_is_over_when_it_is_over(self, car):
+        failures = []
+        for seed in range(40, 44):
+            _, info = car.reset(seed=seed)
+            behaviour = driving.make_behaviour("ram", np.random.default_rng(seed))
+            for _ in range(24):
+                _, reward, _, _, info = car.step(MODALITY.validate(behaviour(info), clip=True))
+                assert info["failure"] == (info["crashed"] or info["out_of_road"])
+                assert not (info["failure"] and reward > 0 and not info["success"])
+                failures.append(info["failure"])
+        assert 0 < np.mean(failures) < 0.8
+
+    def test_ramming_touches_the_car_ahead_more_often_than_following(self, car):
+        seeds = [seed for seed in range(40, 80) if car.reset(seed=seed)[1]["gap"] < 25][:5]
+
+        def touches(name):
+            crashed = []
+            for seed in seeds:
+                _, info = car.reset(seed=seed)
+                behaviour = driving.make_behaviour(name, np.random.default_rng(seed))
+                for _ in range(24):
+                    info = car.step(MODALITY.validate(behaviour(info), clip=True))[4]
+                    crashed.append(info["crashed"])
+            return np.mean(crashed)
+
+        assert touches("ram") > touches("follow")
+
+    def test_the_route_follows_the_seed_whatever_was_driven_before(self, car):
+        """Seeds whose destination MetaDrive itself fails to find, and one after which it kept the old one."""
+
+        def route(seed):
+            return car.reset(seed=seed)[1]["route"], list(car._car.navigation.checkpoints)
+
+        first = {seed: route(seed) for seed in (429, 236, 5)}
+        for seed in (5, 429, 236):
+            points, checkpoints = route(seed)
+            np.testing.assert_array_equal(points, first[seed][0])
+            assert checkpoints == first[seed][1]
+            assert len(checkpoints) >= 2

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from simulator_contract import check_contract
+from simulator_contract import check_contract, check_state
 
 from astra_env.actions import ACTION_MODALITIES
 
@@ -24,6 +24,7 @@ pytestmark = [
 
 if importlib.util.find_spec("robosuite") is not None:
     from astra_env.simulators import multicam
+    from astra_env.simulators import multicam_behaviours as behaviours
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def camera():
 
 
 def middle():
-    return multicam.shell_pose(1.0, 0.4, 0.6)
+    return behaviours.shell_pose(1.0, 0.4, 0.6)
 
 
 def play(simulator, seed, actions):
@@ -76,20 +77,20 @@ def test_the_shell_holds_the_camera_and_keeps_the_table_in_the_picture():
     pose = middle()
     for _ in range(300):
         drift = np.repeat(rng.choice([-1.0, 1.0], 6), 1) * HIGH
-        pose = multicam.on_shell(MODALITY.integrate(pose, drift[None])[1])
-        coordinates = multicam.shell_coordinates(pose[:3, 3])
-        assert (coordinates >= multicam.SHELL_LOW - 1e-9).all()
-        assert (coordinates <= multicam.SHELL_HIGH + 1e-9).all()
-        aim = pose[:3, :3].T @ (multicam.CENTRE - pose[:3, 3])
-        assert np.arctan2(np.hypot(aim[0], aim[1]), aim[2]) <= multicam.MAX_AIM + 1e-9
-        np.testing.assert_allclose(multicam.on_shell(pose), pose, atol=1e-9)
+        pose = behaviours.on_shell(MODALITY.integrate(pose, drift[None])[1])
+        coordinates = behaviours.shell_coordinates(pose[:3, 3])
+        assert (coordinates >= behaviours.SHELL_LOW - 1e-9).all()
+        assert (coordinates <= behaviours.SHELL_HIGH + 1e-9).all()
+        aim = pose[:3, :3].T @ (behaviours.CENTRE - pose[:3, 3])
+        assert np.arctan2(np.hypot(aim[0], aim[1]), aim[2]) <= behaviours.MAX_AIM + 1e-9
+        np.testing.assert_allclose(behaviours.on_shell(pose), pose, atol=1e-9)
 
 
 def test_at_the_bound_of_the_shell_the_measured_pose_stays_behind(camera):
     camera.reset(seed=0, options={"path": middle()[None]})
     for _ in range(3):
         info = camera.step(np.array([0, 0, 0.2, 0, 0, 0], np.float32))[4]
-    assert multicam.shell_coordinates(info["pose"][:3, 3])[0] == pytest.approx(multicam.SHELL_LOW[0])
+    assert behaviours.shell_coordinates(info["pose"][:3, 3])[0] == pytest.approx(behaviours.SHELL_LOW[0])
     assert np.linalg.norm(info["pose"][:3, 3] - info["commanded_pose"][:3, 3]) > 0.1
 
 
@@ -97,7 +98,7 @@ def test_following_the_path_earns_the_full_reward_and_leaving_it_does_not(camera
     for seed in range(2):
         _, info = camera.reset(seed=seed)
         for step in range(1, 7):
-            action = MODALITY.validate(multicam.tracking_behaviour(info), clip=True)
+            action = MODALITY.validate(behaviours.tracking_behaviour(info), clip=True)
             _, reward, _, _, info = camera.step(action)
             np.testing.assert_array_equal(info["path_pose"], info["path"][step])
             assert reward > 0.99
@@ -110,8 +111,8 @@ def test_following_the_path_earns_the_full_reward_and_leaving_it_does_not(camera
 
 def test_random_paths_can_be_followed():
     for seed in range(20):
-        path = multicam.random_path(np.random.default_rng(seed))
-        assert path.shape == (multicam.PATH_STEPS + 1, 4, 4)
+        path = behaviours.random_path(np.random.default_rng(seed))
+        assert path.shape == (behaviours.PATH_STEPS + 1, 4, 4)
         actions = MODALITY.from_poses(path)
         assert (np.abs(actions) <= 1.6 * HIGH).all(), "the shell may turn the camera on its own"
         assert np.abs(actions).max() > 0.02
@@ -139,22 +140,41 @@ def test_a_seed_decides_poses_and_pixels_in_every_process(camera):
     assert out.stdout.split()[-1] == hashlib.sha256(first[0].tobytes() + first[1].tobytes()).hexdigest()
 
 
+def test_a_state_can_be_left_and_taken_up_again(camera):
+    check_state(camera, some_actions()[0])
+    for seed in range(3):
+        camera.reset(seed=seed)
+        for action in some_actions():
+            camera.step(action)
+        state = camera.get_state()
+        expected = [camera.step(STILL) for _ in range(4)]
+        camera.reset(seed=9)
+        frame, info = camera.set_state(state)
+        np.testing.assert_array_equal(info["pose"], state["pose"])
+        np.testing.assert_array_equal(camera.render(), frame)
+        for before in expected:
+            frame, reward, *_, info = camera.step(STILL)
+            np.testing.assert_array_equal(info["frames"], before[4]["frames"], "the arm goes on as it would have")
+            np.testing.assert_array_equal(info["path_pose"], before[4]["path_pose"])
+            assert reward == before[1]
+
+
 def test_behaviours_move_as_their_names_say():
     def fly(name, seed, steps=12):
         rng = np.random.default_rng(seed)
-        behaviour, poses, commanded = multicam.make_behaviour(name, rng), [middle()], middle()
+        behaviour, poses, commanded = behaviours.make_behaviour(name, rng), [middle()], middle()
         for _ in range(steps):
             action = MODALITY.validate(behaviour({"pose": poses[-1], "commanded_pose": commanded}), clip=True)
             commanded = MODALITY.integrate(poses[-1], action[None])[1]
-            poses.append(multicam.on_shell(commanded))
+            poses.append(behaviours.on_shell(commanded))
         return np.stack(poses)
 
-    for name in multicam.BEHAVIOURS:
+    for name in behaviours.BEHAVIOURS:
         np.testing.assert_array_equal(fly(name, 1), fly(name, 1))
     for seed in range(5):
-        distance = [multicam.shell_coordinates(pose[:3, 3])[0] for pose in fly("orbit", seed)]
+        distance = [behaviours.shell_coordinates(pose[:3, 3])[0] for pose in fly("orbit", seed)]
         assert np.ptp(distance) < 0.1
-        distance = [multicam.shell_coordinates(pose[:3, 3])[0] for pose in fly("zoom", seed)]
+        distance = [behaviours.shell_coordinates(pose[:3, 3])[0] for pose in fly("zoom", seed)]
         assert np.ptp(distance) > 0.1
         turned = np.diff(fly("pan", seed)[:, :3, 2], axis=0)
         assert np.abs(turned).max() > 0.005

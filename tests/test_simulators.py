@@ -1,9 +1,8 @@
-"""The robot simulator and what is recorded from it; parts that need robosuite skip where it is missing."""
+"""The robot simulator and how its arm is moved; parts that need robosuite skip where it is missing."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 
 import numpy as np
@@ -12,9 +11,8 @@ from simulator_contract import check_contract, check_state
 
 from astra_env import geometry
 from astra_env.actions import ACTION_MODALITIES
-from astra_env.datasets import load_dataset
 from astra_env.simulators import arm, make_simulator
-from astra_env.simulators import collect as recording
+from astra_env.simulators import robot_behaviours as behaviours
 
 MODALITY = ACTION_MODALITIES["end_effector"]
 CENTRE = geometry.make_pose(arm.HOME_ROTATION, (arm.WORKSPACE_LOW + arm.WORKSPACE_HIGH) / 2)
@@ -74,7 +72,8 @@ def test_unknown_ids_are_refused_with_the_known_ones():
 
 def test_a_missing_simulator_names_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "robosuite", None)
-    monkeypatch.delitem(sys.modules, "astra_env.simulators.robot", raising=False)
+    for name in ("robot", "robot_scene"):
+        monkeypatch.delitem(sys.modules, f"astra_env.simulators.{name}", raising=False)
     with pytest.raises(ImportError, match="make simulators"):
         make_simulator("Astra-RT1-v0")
 
@@ -98,11 +97,11 @@ def test_the_leash_shortens_long_errors_only():
     np.testing.assert_allclose(error, [0.018, 0, 0.024, 0, 0, arm.LEASH[1]], atol=1e-9)
 
 
-@pytest.mark.parametrize("name", recording.BEHAVIOURS)
+@pytest.mark.parametrize("name", behaviours.BEHAVIOURS)
 def test_behaviours_follow_their_seed_and_are_not_alike(name):
     def play(seed):
         robot, actions = PointRobot(), []
-        behaviour = recording.make_behaviour(name, np.random.default_rng(seed), num_cubes=1)
+        behaviour = behaviours.make_behaviour(name, np.random.default_rng(seed), num_cubes=1)
         for _ in range(20):
             actions.append(MODALITY.validate(behaviour(robot.info()), clip=True))
             robot.step(actions[-1])
@@ -113,7 +112,7 @@ def test_behaviours_follow_their_seed_and_are_not_alike(name):
 
 
 def test_random_behaviour_moves_every_axis_both_ways_and_uses_the_gripper():
-    behaviour = recording.random_behaviour(np.random.default_rng(0))
+    behaviour = behaviours.random_behaviour(np.random.default_rng(0))
     actions = np.stack([behaviour({}) for _ in range(600)])
     assert (actions.max(axis=0) > 0.9 * np.array(MODALITY.high)).all()
     assert (actions[:, :6].min(axis=0) < 0.9 * np.array(MODALITY.low[:6])).all()
@@ -124,7 +123,7 @@ def test_random_behaviour_moves_every_axis_both_ways_and_uses_the_gripper():
 
 def test_the_script_lifts_the_cube():
     for seed in range(10):
-        robot, behaviour = PointRobot(), recording.scripted_behaviour(np.random.default_rng(seed))
+        robot, behaviour = PointRobot(), behaviours.scripted_behaviour(np.random.default_rng(seed))
         heights = []
         for _ in range(20):
             robot.step(MODALITY.validate(behaviour(robot.info()), clip=True))
@@ -189,9 +188,13 @@ class TestRobotSimulator:
     def test_the_script_lifts_the_cube_and_earns_the_full_reward(self, lift):
         lifted = []
         for seed in range(5):
-            arrays = recording.record_episode(lift, "scripted", seed, num_chunks=20)
-            lifted.append(arrays["success"].any())
-            np.testing.assert_array_equal(arrays["reward"] == 1.0, arrays["success"])
+            _, info = lift.reset(seed=seed)
+            behaviour, success = behaviours.scripted_behaviour(np.random.default_rng([seed, 1])), []
+            for _ in range(20):
+                _, reward, _, _, info = lift.step(MODALITY.validate(behaviour(info), clip=True))
+                success.append(info["success"])
+                assert (reward == 1.0) == info["success"]
+            lifted.append(any(success))
         assert np.mean(lifted) >= 0.8
 
     def test_the_red_cube_is_in_the_picture_unless_the_hand_hides_it(self, stack):
@@ -201,29 +204,3 @@ class TestRobotSimulator:
             red = (frame[..., 0] > 90) & (frame[..., 0] > 2 * frame[..., 1]) & (frame[..., 0] > 2 * frame[..., 2])
             seen.append(red.sum() >= 8)
         assert np.mean(seen) > 0.8
-
-
-@pytest.mark.simulator
-@pytest.mark.skipif(importlib.util.find_spec("robosuite") is None, reason="robosuite: make simulators")
-def test_collecting_writes_whole_episodes_and_keeps_those_it_finds(tmp_path):
-    kept = tmp_path / "train" / "episode_00001.npz"
-    kept.parent.mkdir()
-    kept.write_bytes(b"recorded before")
-    manifest = recording.collect(tmp_path, episodes=2, heldout=1, workers=1, num_chunks=3)
-    assert kept.read_bytes() == b"recorded before"
-    assert json.loads(manifest.read_text())["counts"] == {"train": 2, "heldout": 1}
-    assert not list(tmp_path.rglob("*.tmp"))
-    train, heldout = (load_dataset("recorded", tmp_path, split=split) for split in ("train", "heldout"))
-    arrays = train.arrays(0)
-    shapes = {name: values.shape for name, values in arrays.items() if name not in ("objects", "meta")}
-    assert shapes == {
-        "frames": (13, 64, 64, 3),
-        "actions": (3, 7),
-        "measured_poses": (13, 4, 4),
-        "commanded_poses": (13, 4, 4),
-        "gripper": (13,),
-        "reward": (4,),
-        "success": (4,),
-    }
-    seeds = [json.loads(str(dataset.arrays(0)["meta"]))["seed"] for dataset in (train, heldout)]
-    assert seeds == [0, recording.HELDOUT_SEED]

@@ -11,15 +11,26 @@ from astra_env.actions import ACTION_MODALITIES
 
 @dataclass(frozen=True)
 class Clip:
-    """`actions[t]` moves frame t to frame t + 1, in the units and frame of the modality."""
+    """`actions[t]` moves frame t to frame t + 1, in the units and frame of the modality.
 
-    frames: np.ndarray  # uint8 (T, H, W, 3)
-    actions: np.ndarray  # float32 (T - 1, A)
+    The actions are at the frame rate: the modality's `integrate` with ``rate_hz=fps`` follows them, and its `combine`
+    makes one action of those of a chunk. ValueError where the shapes do not fit together.
+    """
+
+    frames: np.ndarray
+    """uint8 (T, H, W, 3)."""
+    actions: np.ndarray
+    """float32 (T - 1, A)."""
     modality: str
+    """A key of `ACTION_MODALITIES`."""
     fps: float
-    poses: np.ndarray | None = None  # float32 (T, 4, 4)
+    """Frames in a second."""
+    poses: np.ndarray | None = None
+    """Measured pose of each frame, float32 (T, 4, 4): of what the actions move, in the modality's axes."""
     text: str = ""
+    """What a person would tell the agent to do, or what there is to see."""
     source: str = ""
+    """The file that it comes from, for messages."""
 
     def __post_init__(self) -> None:
         if self.modality not in ACTION_MODALITIES:

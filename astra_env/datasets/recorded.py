@@ -19,8 +19,8 @@ SPLITS = ("train", "heldout")
 class RecordedDataset:
     """Episodes of ROOT/SPLIT/episode_*.npz. An action is held for `chunk_frames` frames in the file.
 
-    `arrays(i)` gives the file as it is (one action a chunk, poses, gripper, objects, reward, success); `[i]` gives a
-    `Clip`, in which every frame has its share of the action.
+    `arrays(i)` gives the file as it is (one action a chunk, poses, reward, success and the domain's own tracks); `[i]`
+    gives a `Clip` of the same frames and poses, in which every frame has its share of the action.
     """
 
     def __init__(self, root: str | os.PathLike[str], split: str = "train") -> None:
@@ -31,7 +31,17 @@ class RecordedDataset:
             raise FileNotFoundError(
                 f"There are no episodes in {Path(root) / split}; record some with astra-env collect."
             )
-        self.modality: str = self._meta(self.arrays(0))["modality"]
+        self._first_meta = self._meta(self.arrays(0))
+
+    @property
+    def modality(self) -> str:
+        """Name of the action modality of all episodes."""
+        return self._first_meta["modality"]
+
+    @property
+    def domain(self) -> str:
+        """What was recorded: a key of `astra_env.simulators.collect.RECORDINGS`."""
+        return self._first_meta.get("domain", "robot")  # the first recordings, of the robot, do not say
 
     def __len__(self) -> int:
         return len(self.paths)

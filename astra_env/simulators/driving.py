@@ -14,20 +14,20 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from astra_env import geometry
 from astra_env.actions import ACTION_MODALITIES
-from astra_env.kinematics import BicycleMotion
-from astra_env.simulators import CHUNK_FRAMES, FPS, FRAME_SIZE
+from astra_env.simulators import CHUNK_FRAMES, FPS, FRAME_SIZE, driving_behaviours
 from astra_env.simulators.driving_camera import Box
 from astra_env.simulators.driving_roads import RoadMap, route_ahead
 from astra_env.simulators.driving_view import RoadView
 from astra_env.simulators.metadrive_shim import load_metadrive
+from astra_env.simulators.recording import Recording
 
 try:
-    from panda3d.core import Vec3, loadPrcFileData
+    from panda3d.core import loadPrcFileData
 
     loadPrcFileData("", "notify-level fatal\nnotify-level-device fatal\naudio-library-name null")
     _METADRIVE, _ENGINE = load_metadrive()
+    from astra_env.simulators.driving_car import REAR_AXLE, Car
 except ImportError as error:
     raise ImportError(
         "The driving simulator needs metadrive and panda3d: install them with `make simulators`."
@@ -35,16 +35,8 @@ except ImportError as error:
 
 PHYSICS_STEP = 0.025
 """Seconds between two control updates."""
-WHEELBASE = BicycleMotion().wheelbase
-REAR_AXLE = 1.4166
-"""Metres from the car's centre of mass back to its rear axle, whose pose is reported."""
 MAX_SPEED, MAX_REVERSE_SPEED = 20.0, 5.0
 """Metres in a second: a speed beyond them is not commanded."""
-GRIP = 8.0
-"""Sideways acceleration in m/s^2 that the tyres hold: faster, a car turns less than it is steered."""
-_MAX_ACCELERATION = np.array([15.0, 50.0])
-"""Along and across, m/s^2: what the control may apply to a car that a collision has thrown off."""
-_MAX_YAW_ACCELERATION = 60.0
 ROUTE_DISTANCES = (3.0, 6.0, 10.0, 15.0, 22.0, 30.0)
 """Metres ahead at which ``info["route"]`` gives the middle of the lane."""
 CRUISE_SPEED = 12.0
@@ -72,9 +64,9 @@ class DrivingSimulator(gymnasium.Env):
     ``pose`` (4, 4) of the rear axle in world axes (x forward, y left, z up, metres), ``commanded_pose`` where the
     action would have led the kinematic bicycle from the step's first pose, ``speed`` (m/s, negative in reverse),
     ``route`` (6, 2) the middle of the lane 3 to 30 m ahead in the car's axes, ``gap`` metres to the car ahead and its
-    ``gap_speed`` (inf and 0 without one), ``success`` (arrived), ``out_of_road`` (the car's middle is off the road)
-    and ``crashed`` (touched something in this step); and ``poses``, ``commanded_poses`` and ``speeds`` with one row
-    for each frame.
+    ``gap_speed`` (inf and 0 without one), ``success`` (arrived), ``out_of_road`` (the car's middle is off the road),
+    ``crashed`` (touched something in this step), ``failure`` (either of them); and ``poses``, ``commanded_poses`` and
+    ``speeds`` with one row for each frame.
 
     Args:
         traffic: cars for each 10 m of lane.
@@ -115,23 +107,22 @@ class DrivingSimulator(gymnasium.Env):
             self._physics(0.0, 0.0)
         self._crashed = False
         self._frame = self._draw()
-        pose = self._pose()
-        return self._frame, self._info([(pose, pose, self._speed())], [self._frame])
+        pose = self._bicycle.pose()
+        return self._frame, self._info([(pose, pose, self._bicycle.speed())], [self._frame])
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Hold one action (2,) for 0.2 s; the reward is in [0, 1] and an episode never ends by itself."""
         steering, acceleration = (float(value) for value in self.modality.validate(action))
         self._crashed = False
-        self._command_speed = speed = self._speed()
+        self._command_speed = speed = self._bicycle.speed()
         actions = np.tile([steering, acceleration], (CHUNK_FRAMES, 1))
-        # half a frame's change earlier, so that each frame's mean speed is held instead of its last one
-        path = self.modality.kinematics.integrate(self._pose(), actions, 1 / FPS, speed - acceleration / FPS / 2)
+        path = self.modality.integrate(self._bicycle.pose(), actions, speed=speed, rate_hz=FPS)
         substeps = round(1 / (FPS * PHYSICS_STEP))
         records, frames = [], []
         for index in range(CHUNK_FRAMES):
             for _ in range(substeps):
                 self._physics(steering, acceleration)
-            records.append((self._pose(), path[index + 1], self._speed()))
+            records.append((self._bicycle.pose(), path[index + 1], self._bicycle.speed()))
             frames.append(self._draw())
         self._frame = frames[-1]
         return self._frame, self.reward(), False, False, self._info(records, frames)
@@ -153,7 +144,7 @@ class DrivingSimulator(gymnasium.Env):
         if self._crashed or self._off_road():
             return 0.0
         heading = -self._car.lane.heading_theta_at(self._car.lane.local_coordinates(self._car.position)[0])
-        along = self._speed() * np.cos(heading - self._heading())
+        along = self._bicycle.speed() * np.cos(heading - self._bicycle.heading())
         return float(np.clip(along / CRUISE_SPEED, 0, 1)) if self._roads.on_route(self._car) else 0.0
 
     def _build(self, seed: int) -> None:
@@ -170,6 +161,8 @@ class DrivingSimulator(gymnasium.Env):
                 if node.hasPythonTag(node.getName()):
                     node.getPythonTag(node.getName()).destroy()
         manager.maps = {seed: None}
+        if world.vehicles:  # MetaDrive would send the car to where it went on the map before
+            world.vehicle.update_config({"destination": None}, allow_add_new_key=True)
         world.reset(force_seed=seed)
         self._roads = RoadMap(engine.current_map)
         traffic = engine.traffic_manager
@@ -181,9 +174,11 @@ class DrivingSimulator(gymnasium.Env):
     def _place(self, rng: np.random.Generator) -> None:
         """Put the car on a lane anywhere in the map, away from other cars, at a random speed."""
         self._car = car = self._world.vehicle
+        self._bicycle = Car(car, PHYSICS_STEP)
         others = np.array([other.position for other in self._traffic()]).reshape(-1, 2)
         lanes, start = self._roads.start_lanes, 2.0
-        if rng.random() < NEAR_DESTINATION:
+        near = rng.random() < NEAR_DESTINATION
+        if near:
             lanes = car.navigation.final_road.get_lanes(self._world.current_map.road_network)
             start = max(start, lanes[0].length - 45.0)
         for _ in range(100):
@@ -192,7 +187,9 @@ class DrivingSimulator(gymnasium.Env):
             place = np.array(lane.position(along, 0.0))
             if not len(others) or np.linalg.norm(others - place, axis=1).min() > 12:
                 break
-        car.update_config({"spawn_lane_index": lane.index, "spawn_longitude": along}, allow_add_new_key=True)
+        destination = car.navigation.final_road.end_node if near else self._roads.destination(lane, rng)
+        place_on_road = {"spawn_lane_index": lane.index, "spawn_longitude": along, "destination": destination}
+        car.update_config(place_on_road, allow_add_new_key=True)
         offset, turn = float(np.clip(rng.normal(0, 0.3), -0.8, 0.8)), float(rng.normal(0, 0.04))
         heading = lane.heading_theta_at(along) + turn
         car.reset(position=lane.position(along, offset), heading=np.rad2deg(heading))
@@ -209,7 +206,7 @@ class DrivingSimulator(gymnasium.Env):
             engine.before_step({"default_agent": [0.0, 0.0]})
         self._command_speed += acceleration * PHYSICS_STEP
         self._command_speed = float(np.clip(self._command_speed, -MAX_REVERSE_SPEED, MAX_SPEED))
-        self._drive(steering)
+        self._bicycle.drive(steering, self._command_speed)
         for manager in engine.managers.values():
             manager.step()
         # without substeps: with them, Bullet shows bodies one step late
@@ -219,36 +216,6 @@ class DrivingSimulator(gymnasium.Env):
         if self._tick % 4 == 0:
             engine.after_step()
 
-    def _drive(self, steering: float) -> None:
-        """Impulses that lead to the commanded speed and the yaw rate of the bicycle, rolling without sideways slip."""
-        body, speed = self._car.body, self._command_speed
-        limit = GRIP / max(abs(speed), 1e-3)
-        yaw_rate = float(np.clip(speed * np.tan(steering) / WHEELBASE, -limit, limit))
-        heading = self._heading() + yaw_rate * PHYSICS_STEP / 2
-        axes = np.array([[np.cos(heading), np.sin(heading)], [-np.sin(heading), np.cos(heading)]])
-        velocity, spin = body.getLinearVelocity(), body.getAngularVelocity()
-        missing = np.array([speed, yaw_rate * REAR_AXLE]) - axes @ np.array([velocity[0], velocity[1]])
-        bound = _MAX_ACCELERATION * PHYSICS_STEP
-        push = axes.T @ np.clip(missing, -bound, bound) * body.getMass()
-        body.applyCentralImpulse(Vec3(push[0], push[1], 0.0))
-        turn = np.clip(yaw_rate - spin[2], -_MAX_YAW_ACCELERATION * PHYSICS_STEP, _MAX_YAW_ACCELERATION * PHYSICS_STEP)
-        body.applyTorqueImpulse(Vec3(0.0, 0.0, float(turn) * body.getInertia()[2]))
-
-    def _heading(self) -> float:
-        return float(np.deg2rad(self._car.origin.getH() + 90.0))
-
-    def _pose(self) -> np.ndarray:
-        """Pose of the rear axle on the ground, from the upright part of the car's rotation."""
-        place, heading = self._car.origin.getPos(), self._heading()
-        x, y = place[0] - REAR_AXLE * np.cos(heading), place[1] - REAR_AXLE * np.sin(heading)
-        return geometry.make_pose(geometry.rpy_to_matrix([0.0, 0.0, heading]), np.array([x, y, 0.0]))
-
-    def _speed(self) -> float:
-        body = self._car.body
-        # a tick's velocity holds along the heading in the middle of the tick
-        velocity, heading = body.getLinearVelocity(), self._heading() - body.getAngularVelocity()[2] * PHYSICS_STEP / 2
-        return float(velocity[0] * np.cos(heading) + velocity[1] * np.sin(heading))
-
     def _traffic(self) -> list[Any]:
         return self._world.engine.traffic_manager.traffic_vehicles
 
@@ -257,8 +224,8 @@ class DrivingSimulator(gymnasium.Env):
         for car in self._traffic():
             place, heading = np.array(car.origin.getPos())[:2], float(np.deg2rad(car.origin.getH() + 90.0))
             boxes.append(Box(place, heading, (car.LENGTH, car.WIDTH, car.HEIGHT), self._cars[car.id]))
-        x, y = self._pose()[:2, 3]
-        return self._view.draw(x, y, self._heading(), boxes)
+        x, y = self._bicycle.pose()[:2, 3]
+        return self._view.draw(x, y, self._bicycle.heading(), boxes)
 
     def _arrived(self) -> bool:
         return bool(self._world._is_arrive_destination(self._car))
@@ -280,6 +247,7 @@ class DrivingSimulator(gymnasium.Env):
             "gap": gap,
             "gap_speed": gap_speed,
             "success": self._arrived(),
+            "failure": self._off_road() or bool(self._crashed),
             "out_of_road": self._off_road(),
             "crashed": bool(self._crashed),
             "poses": poses,
@@ -289,7 +257,7 @@ class DrivingSimulator(gymnasium.Env):
 
     def _car_ahead(self, route: np.ndarray) -> tuple[float, float]:
         """Free metres to the nearest car on the way along ``route`` (R, 2), and that car's speed along it."""
-        pose, nearest = self._pose(), (np.inf, 0.0)
+        pose, nearest = self._bicycle.pose(), (np.inf, 0.0)
         for car in self._traffic():
             ahead, left = (np.array(car.origin.getPos())[:2] - pose[:2, 3]) @ pose[:2, :2]
             if 0 < ahead < ROUTE_DISTANCES[-1] and abs(left - np.interp(ahead, route[:, 0], route[:, 1])) < 1.8:
@@ -297,3 +265,15 @@ class DrivingSimulator(gymnasium.Env):
                 if gap < nearest[0]:
                     nearest = gap, float(np.array(car.body.getLinearVelocity())[:2] @ pose[:2, 0])
         return nearest
+
+
+RECORDING = Recording(
+    make=lambda variant: DrivingSimulator(),
+    variants={"route": 1.0},
+    behaviours=driving_behaviours.BEHAVIOURS,
+    make_behaviour=lambda name, rng, info: driving_behaviours.make_behaviour(name, rng),
+    text=TEXT,
+    packages=("metadrive-simulator", "panda3d", "opencv-python-headless", "numpy"),
+    tracks={"speed": "speeds"},
+)
+"""How `astra-env collect driving` records."""

@@ -15,12 +15,13 @@ from astra_env.kinematics import BicycleMotion
 from astra_env.simulators.behaviours import Behaviour, interrupted
 
 BEHAVIOURS: dict[str, float] = {
-    "follow": 0.30,
-    "mixed": 0.25,
+    "follow": 0.26,
+    "mixed": 0.22,
     "random": 0.15,
     "brake": 0.10,
     "turn": 0.10,
     "leave": 0.10,
+    "ram": 0.07,
 }
 """Name -> share of episodes."""
 
@@ -33,7 +34,10 @@ _STEP = 1 / _MODALITY.rate_hz
 
 
 def follow_behaviour(rng: np.random.Generator) -> Behaviour:
-    """Keep the lane, at times another place across the road, at a speed that changes, behind slower cars."""
+    """Keep the lane, at times another place across the road, at a speed that changes, behind slower cars.
+
+    On arrival it stops: there the road of the map ends.
+    """
     cruise, offset = rng.uniform(5.0, 14.0), rng.normal(0, 0.3)
     noise = rng.uniform(0, 0.03)
 
@@ -45,7 +49,7 @@ def follow_behaviour(rng: np.random.Generator) -> Behaviour:
             offset = rng.choice([-3.5, 0.0, 3.5]) + rng.normal(0, 0.3)
         steering = steer_along(info["route"], info["speed"], offset) + noise * rng.normal()
         bend = max(abs(np.tan(steering)) / _WHEELBASE, 1e-3)
-        wanted = min(cruise, np.sqrt(3.0 / bend))
+        wanted = 0.0 if info["success"] else min(cruise, np.sqrt(3.0 / bend))
         return _bounded(steering, car_following(info, wanted) + 10 * noise * rng.normal())
 
     return act
@@ -151,6 +155,21 @@ def leave_behaviour(rng: np.random.Generator) -> Behaviour:
     return act
 
 
+def ram_behaviour(rng: np.random.Generator) -> Behaviour:
+    """Follow the lane fast, as if nobody else were on it, and into whoever is; then back off and go on."""
+    follow, wanted, backing = follow_behaviour(rng), rng.uniform(12.0, 18.0), 0
+
+    def act(info: dict[str, Any]) -> np.ndarray:
+        nonlocal backing
+        if info["crashed"] and backing == 0:
+            backing = int(rng.integers(4, 10))
+        backing = max(backing - 1, 0)
+        steering = follow(info | {"gap": np.inf, "gap_speed": 0.0})[0]
+        return _bounded(steering, ((-3.0 if backing else wanted) - info["speed"]) / _STEP)
+
+    return act
+
+
 def mixed_behaviour(rng: np.random.Generator) -> Behaviour:
     """Lane keeping that bursts of another behaviour interrupt."""
     follow, other = follow_behaviour(rng), rng.choice(["random", "random", "brake", "turn"])
@@ -178,4 +197,5 @@ _MAKERS: dict[str, Callable[[np.random.Generator], Behaviour]] = {
     "brake": brake_behaviour,
     "turn": turn_behaviour,
     "leave": leave_behaviour,
+    "ram": ram_behaviour,
 }

@@ -26,10 +26,20 @@ class RoadMap:
 
     def __init__(self, road_map: Any) -> None:
         self.graph: Graph = road_map.road_network.graph
+        self._blocks = road_map.blocks
         roads = [road for block in road_map.blocks for road in block.get_respawn_roads()]
         lanes = [lane for road in roads for lane in road.get_lanes(road_map.road_network)]
         self.start_lanes = [lane for lane in lanes if lane.length > 15]
         self.marks, self.posts = _ground(self.graph)
+
+    def destination(self, lane: Any, rng: np.random.Generator) -> str:
+        """The node where a way from ``lane`` may end: another exit of the last block, or of the first one backwards."""
+        # MetaDrive's own choice fails at times where the car begins in the block that it is to arrive at
+        backwards = "-" in lane.index[1]
+        exits = self._blocks[0 if backwards else -1].get_socket_list()
+        others = [socket for socket in exits if not socket.is_socket_node(lane.index[0])] or exits
+        socket = others[int(rng.integers(len(others)))]
+        return (socket.negative_road if backwards else socket.positive_road).end_node
 
     def on_route(self, car: Any) -> bool:
         """Whether the car's lane belongs to its way from start to destination."""

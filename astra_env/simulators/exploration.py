@@ -14,8 +14,9 @@ import numpy as np
 
 from astra_env import geometry
 from astra_env.actions import ACTION_MODALITIES
-from astra_env.simulators import CHUNK_FRAMES, FPS, FRAME_SIZE
+from astra_env.simulators import CHUNK_FRAMES, FPS, FRAME_SIZE, exploration_behaviours
 from astra_env.simulators.exploration_rooms import Rooms, camera_angles, camera_pose
+from astra_env.simulators.recording import Recording
 
 MAX_PITCH, MAX_ROLL = 0.5, 0.3
 """How far the camera looks up and down and leans, radians."""
@@ -128,3 +129,14 @@ def upright(pose: np.ndarray) -> np.ndarray:
         return pose
     pitch, roll = np.clip(pitch, -MAX_PITCH, MAX_PITCH), np.clip(roll, -MAX_ROLL, MAX_ROLL)
     return camera_pose(pose[:3, 3], yaw, pitch, roll)
+
+
+RECORDING = Recording(
+    make=lambda variant: ExplorationSimulator(),
+    variants={"rooms": 1.0},
+    behaviours=exploration_behaviours.BEHAVIOURS,
+    make_behaviour=lambda name, rng, info: exploration_behaviours.make_behaviour(name, rng),
+    text=TEXT,
+    packages=("mujoco", "numpy"),
+)
+"""How `astra-env collect camera` records."""

@@ -72,7 +72,7 @@ class Rooms:
         counts = [count for _, count in POOL.values()]
         ends = np.cumsum(counts)
         self._free = {kind: list(range(end - count, end)) for kind, end, count in zip(POOL, ends, counts, strict=True)}
-        extent = rng.uniform(4.5, 7.5, 2)
+        extent = rng.uniform(5.5, 8.5, 2)
         areas, doors = self._put_walls(rng, extent)
         taken = [np.append(door, 0.9) for door in doors]
         goal = np.append(_spot(rng, areas, taken, 0.5), rng.uniform(0.5, 1.4))
@@ -80,18 +80,18 @@ class Rooms:
         half = (goal[2] - GOAL_RADIUS) / 2
         self._put("post", np.append(goal[:2], half), np.eye(3), np.array([0.06, half, 0]), (0.2, 0.2, 0.22), -1)
         taken.append(np.append(goal[:2], 0.5))
-        objects = [self._put_thing(rng, areas, taken) for _ in range(rng.integers(6, 13))]
+        objects = [self._put_thing(rng, areas, taken) for _ in range(rng.integers(5, 10))]
         self._find_solids()
         start = self._first_pose(rng, areas, taken)
         return Scene(start, goal, np.stack(objects))
 
     def _first_pose(self, rng: np.random.Generator, areas: list[np.ndarray], taken: list[np.ndarray]) -> np.ndarray:
-        """Somewhere free, with nothing right before the camera."""
-        for _ in range(30):
+        """Somewhere free, with room before the camera."""
+        for _ in range(60):
             place = np.append(_spot(rng, areas, taken, 0.35), rng.uniform(0.7, 1.6))
             yaw, pitch = rng.uniform(-np.pi, np.pi), rng.uniform(-0.25, 0.15)
             ahead = np.array([np.cos(yaw), np.sin(yaw), 0.0])
-            if min(self.clearance(place + step * ahead) for step in (0.0, 0.4, 0.8, 1.2, 1.6)) > 0.3:
+            if min(self.clearance(place + step * ahead) for step in np.arange(0.0, 2.8, 0.4)) > 0.3:
                 break
         return camera_pose(place, yaw, pitch)
 
@@ -156,7 +156,7 @@ class Rooms:
     def _put_walls(self, rng: np.random.Generator, extent: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Floor, ceiling, walls with doors and pictures; returns the rooms (x, y, x, y) and the doors (x, y)."""
         half = np.append(extent / 2, 0.05)
-        floor = _tint(rng, (0.1, 0.5), (0.5, 0.9)), _texture(rng)
+        floor = _tint(rng, (0.1, 0.4), (0.45, 0.75)), _texture(rng)
         for z, (tint, texture) in ((-0.05, floor), (_HEIGHT + 0.05, ((0.95, 0.95, 0.93), -1))):
             self._put("slab", np.append(extent / 2, z), np.eye(3), half, tint, texture)
         width, depth = extent
@@ -164,7 +164,7 @@ class Rooms:
         for start, end in itertools.pairwise(corners):
             self._put_wall(rng, start, end)
         areas, doors = [np.array([0, 0, width, depth])], []
-        for _ in range(rng.choice(3, p=[0.35, 0.4, 0.25])):
+        for _ in range(rng.choice(3, p=[0.5, 0.35, 0.15])):
             index = int(np.argmax([(a[2] - a[0]) * (a[3] - a[1]) for a in areas]))
             pieces, door = self._split(rng, areas.pop(index))
             areas += pieces
@@ -180,7 +180,7 @@ class Rooms:
         gap = rng.uniform(low + 0.5, high - 0.5 - _DOOR)
         points = np.full((4, 2), cut)
         points[:, across] = low, gap, gap + _DOOR, high
-        tint, texture = _tint(rng, (0.05, 0.45), (0.7, 1.0)), _texture(rng)
+        tint, texture = _tint(rng, (0.03, 0.3), (0.75, 1.0)), _texture(rng)
         for start, end in (points[:2], points[2:]):
             self._put_wall(rng, start, end, (tint, texture))
         first, second = area.copy(), area.copy()
@@ -196,13 +196,13 @@ class Rooms:
         # textures spread over a shape's own x and y: along the wall and up
         turn = np.stack([along, [0, 0, 1], np.cross(along, [0, 0, 1])], axis=1)
         centre = np.append((start + end) / 2, _HEIGHT / 2)
-        tint, texture = look or (_tint(rng, (0.05, 0.45), (0.7, 1.0)), _texture(rng))
+        tint, texture = look or (_tint(rng, (0.03, 0.3), (0.75, 1.0)), _texture(rng))
         self._put("wall", centre, turn, np.array([length, _HEIGHT, _THICKNESS]) / 2, tint, texture)
         for _ in range(int(length > 1.2) + int(length > 4)):
             place = centre + along * rng.uniform(-0.5, 0.5) * (length - 1)
             place[2] = rng.uniform(1.1, 1.7)
             size = np.array([*rng.uniform(0.25, 0.5, 2), _THICKNESS / 2 + 0.02])
-            self._put("picture", place, turn, size, _tint(rng, (0.5, 1.0), (0.5, 1.0)), _texture(rng))
+            self._put("picture", place, turn, size, _tint(rng, (0.5, 1.0), (0.5, 1.0)), -1)
 
     def _put_thing(self, rng: np.random.Generator, areas: list[np.ndarray], taken: list[np.ndarray]) -> np.ndarray:
         """A box, post or ball on the floor, apart from what is ``taken`` (x, y, radius), which grows; its position."""
@@ -218,8 +218,7 @@ class Rooms:
         spot = _spot(rng, areas, taken, radius * 1.3 + 0.05)
         turn = geometry.rpy_to_matrix([0, 0, rng.uniform(-np.pi, np.pi)])
         position = np.append(spot, half)
-        texture = _texture(rng) + len(PATTERNS)
-        self._put(kind, position, turn, np.array(sizes[kind]), _tint(rng, (0.6, 1.0), (0.6, 1.0)), texture)
+        self._put(kind, position, turn, np.array(sizes[kind]), _tint(rng, (0.6, 1.0), (0.6, 1.0)), -1)
         taken.append(np.append(spot, radius * 1.3))
         return position
 

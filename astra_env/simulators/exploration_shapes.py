@@ -41,24 +41,23 @@ def _patterns() -> list[np.ndarray]:
         np.where((x % 32 < 3) | (y % 32 < 3), 0.0, 1.0),
         0.5 + 0.5 * np.sin(2 * np.pi * (x / 32 + 0.5 * np.sin(2 * np.pi * y / 64))),
     ]
-    return [(255 * (0.62 + 0.38 * np.asarray(shade, np.float64))).astype(np.uint8) for shade in shades]
+    return [(255 * (0.8 + 0.2 * np.asarray(shade, np.float64))).astype(np.uint8) for shade in shades]
 
 
 PATTERNS = _patterns()
 
 
 def build_model() -> mujoco.MjModel:
-    """Compile the pool of shapes, a flat and a cubic material for each pattern, the lights and the camera."""
+    """Compile the pool of shapes, a material for each pattern, the lights and the camera."""
     spec = mujoco.MjSpec()
-    for flat in (True, False):
-        for index, pattern in enumerate(PATTERNS):
-            name = f"{'flat' if flat else 'cube'}{index}"
-            kind = mujoco.mjtTexture.mjTEXTURE_2D if flat else mujoco.mjtTexture.mjTEXTURE_CUBE
-            pixels = np.tile(np.repeat(pattern[..., None], 3, axis=-1), (1 if flat else 6, 1, 1))
-            texture = spec.add_texture(name=name, type=kind, nchannel=3, width=64, height=len(pixels))
-            texture.data = pixels.tobytes()
-            material = spec.add_material(name=texture.name, texuniform=True, texrepeat=(0.6, 0.6), specular=0.0)
-            material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = texture.name
+    for index, pattern in enumerate(PATTERNS):
+        pixels = np.repeat(pattern[..., None], 3, axis=-1)
+        texture = spec.add_texture(
+            name=f"pattern{index}", type=mujoco.mjtTexture.mjTEXTURE_2D, nchannel=3, width=64, height=64
+        )
+        texture.data = pixels.tobytes()
+        material = spec.add_material(name=texture.name, texuniform=True, texrepeat=(0.4, 0.4), specular=0.0)
+        material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = texture.name
     for kind, (shape, count) in POOL.items():
         for index in range(count):
             spec.worldbody.add_geom(name=f"{kind}{index}", type=shape, size=(0.1, 0.1, 0.1))
