@@ -106,6 +106,23 @@ def test_a_truncated_file_is_named(state, tmp_path, kept):
         WorldState.load(path)
 
 
+@pytest.mark.parametrize("lacking", ["poses", "speeds"])
+def test_a_file_without_motion_is_named(state, tmp_path, lacking):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    state.save(tmp_path / "world")
+    with safe_open(tmp_path / "world", "pt") as file:
+        header = file.metadata()
+    tensors = load_file(tmp_path / "world")
+    del tensors[lacking]
+    save_file(tensors, tmp_path / "older", metadata=header)
+    with pytest.raises(
+        ValueError, match=rf"older is not a whole WorldState file \(.*{lacking}.*\); save the state again"
+    ):
+        WorldState.load(tmp_path / "older")
+
+
 def test_another_kind_of_file_is_named(tmp_path):
     from safetensors.torch import save_file
 

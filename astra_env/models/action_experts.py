@@ -43,7 +43,10 @@ def project_rows(projectors: nn.ModuleDict, actions: Tensor, flags: Tensor, moda
 
 
 class ActionExperts(nn.Module):
-    """Routes action vectors of any modality through shared experts; starts neutral (its output is zero)."""
+    """Routes action vectors of any modality through shared experts; starts neutral (its output is zero).
+
+    `added` names modalities that came later: each has an expert of its own, the last of all, beside the shared ones.
+    """
 
     def __init__(
         self,
@@ -55,9 +58,10 @@ class ActionExperts(nn.Module):
         hidden_dim: int = 64,
         num_experts: int = 4,
         top_k: int = 2,
+        added: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.num_layers, self.num_experts, self.top_k = num_layers, num_experts, top_k
+        self.num_layers, self.num_experts, self.top_k, self.added = num_layers, num_experts, top_k, tuple(added)
         # two extra inputs: whether there is an action at all, and whether it is the current (not a past) one
         self.projectors = nn.ModuleDict({name: nn.Linear(size + 2, shared_dim) for name, size in action_dims.items()})
         self.router = nn.Linear(shared_dim, num_experts)
@@ -76,13 +80,21 @@ class ActionExperts(nn.Module):
     def forward(self, projected: Tensor, modality: Sequence[str]) -> ActionFeatures:
         """Experts' outputs for all blocks from shared features (B, G, F); the features decide, not the modality."""
         B, G, _ = projected.shape
-        scores = self.router(projected).float().softmax(-1)
+        scores = self.router(projected).float()
+        if self.added:
+            scores = scores.masked_fill(self._closed(modality).to(scores.device)[:, None], float("-inf"))
+        scores = scores.softmax(-1)
         top, index = scores.topk(self.top_k, dim=-1)
         routing = torch.zeros_like(scores).scatter(-1, index, top / top.sum(-1, keepdim=True))
         hidden = F.silu(self.expert_in(projected)).reshape(B * G, self.num_layers, self.num_experts, -1)
         hidden = hidden * routing.reshape(B * G, 1, self.num_experts, 1).to(hidden.dtype)
         hidden = hidden.flatten(2).transpose(0, 1)  # (L, B G, K hidden)
         return ActionFeatures(torch.bmm(hidden, self.expert_out.to(hidden.dtype)).unflatten(1, (B, G)), routing)
+
+    def _closed(self, modality: Sequence[str]) -> Tensor:
+        """bool (B, K): the last experts belong to the added modalities, one each, and are closed to all others."""
+        owners = (None,) * (self.num_experts - len(self.added)) + self.added
+        return torch.tensor([[owner is not None and owner != name for owner in owners] for name in modality])
 
 
 class FixedActionExperts(nn.Module):
@@ -100,8 +112,11 @@ class FixedActionExperts(nn.Module):
         shared_dim: int = 25,
         num_experts: int = 3,
         top_k: int = 1,
+        added: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        if added:
+            raise ValueError(f"Fixed routing has no experts for added modalities {list(added)}; use routing='learned'.")
         if num_experts < len(action_dims):
             raise ValueError(f"Fixed routing needs an expert for each of {len(action_dims)} modalities: {num_experts}.")
         self.num_experts, self.top_k = num_experts, top_k

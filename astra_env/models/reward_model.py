@@ -1,4 +1,4 @@
-"""A small head that reads task reward and success off one latent."""
+"""A small head that reads task reward, success and failure off one latent."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ FILE_NAME = "reward_model.safetensors"
 
 
 class RewardModel(nn.Module):
-    """Latents (B, C, h, w) -> reward (B,) in [0, 1] and the probability of success (B,)."""
+    """Latents (B, C, h, w) -> reward (B,) in [0, 1], the probability (B,) of success and, of two flags, of failure."""
 
-    def __init__(self, latent_channels: int = 16, dim: int = 64, latent_size: int = 8) -> None:
+    def __init__(self, latent_channels: int = 16, dim: int = 64, latent_size: int = 8, num_flags: int = 1) -> None:
         super().__init__()
         self.features = nn.Sequential(
             nn.Conv2d(latent_channels, dim, 3, padding=1),
@@ -28,13 +28,12 @@ class RewardModel(nn.Module):
             nn.Flatten(),
             nn.Linear(dim * ((latent_size + 1) // 2) ** 2, 128),
             nn.SiLU(),
-            nn.Linear(128, 2),
+            nn.Linear(128, 1 + num_flags),
         )
 
-    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Both outputs are differentiable, for planners that follow gradients."""
-        reward, success = self.features(latents.float()).sigmoid().unbind(-1)
-        return reward, success
+    def forward(self, latents: Tensor) -> tuple[Tensor, ...]:
+        """All outputs are differentiable, for planners that follow gradients."""
+        return self.features(latents.float()).sigmoid().unbind(-1)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the weights beside a checkpoint's others."""
@@ -54,6 +53,6 @@ class RewardModel(nn.Module):
             raise ValueError(f"{path} cannot be read ({error}); it is truncated or damaged, copy it again.") from error
         dim, channels = weights["features.0.weight"].shape[:2]
         size = round((weights["features.7.weight"].shape[1] / dim) ** 0.5) * 2
-        model = cls(channels, dim, size)
+        model = cls(channels, dim, size, len(weights["features.9.bias"]) - 1)
         model.load_state_dict(weights)
         return model.to(device).eval().requires_grad_(False)

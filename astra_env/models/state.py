@@ -29,6 +29,8 @@ class WorldState:
     undecoded: Tensor  # long (B,): newest latents that the decoder has not seen
     seeds: Tensor  # long (B,)
     num_steps: Tensor  # long (B,): chunks imagined
+    poses: Tensor  # float64 (B, 4, 4): where actions have led what acts, seen from the start of the episode
+    speeds: Tensor  # float64 (B,): m/s that actions have led vehicles to; 0 for what has none
     prompt_embeds: Tensor  # (B, L, D): the prompt, embedded; (B, 0, 0) in worlds that take no text
     decoder_cache: Cache  # tensors with B rows
     modality: tuple[str, ...]  # one name a row
@@ -74,6 +76,21 @@ class WorldState:
     def detach(self) -> WorldState:
         """The same worlds without the graph of gradients."""
         return WorldState(**self._map(Tensor.detach), modality=self.modality)
+
+    def noise(self, n: int, generators: Sequence[torch.Generator] | None = None) -> Tensor:
+        """Standard normal (B, C, n, h, w) for the next n latents.
+
+        It is drawn on the CPU world by world, from its generator or else from its seed and step count, so that it
+        depends on nothing else.
+        """
+        C, _, h, w = self.latents.shape[1:]
+        if generators is None:
+            pairs = zip(self.seeds.tolist(), self.num_steps.tolist(), strict=True)
+            generators = [torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63) for seed, step in pairs]
+        if len(generators) != len(self):
+            raise ValueError(f"There are {len(generators)} generators for {len(self)} worlds, expected one for each.")
+        noise = [torch.randn(C, n, h, w, generator=generator) for generator in generators]
+        return torch.stack(noise).to(self.latents.device)
 
     def advance(self, latents: Tensor, actions: Tensor, layout: HistoryLayout) -> WorldState:
         """The worlds after latents (B, C, n, h, w) were generated under normalised actions (B, n, A)."""

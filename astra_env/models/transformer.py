@@ -42,6 +42,7 @@ class TransformerConfig:
     num_experts: int = 4
     top_k: int = 2
     shared_dim: int = 64  # width to which actions of all modalities are brought
+    added_modalities: tuple[str, ...] = ()  # those that came to a trained world: each has the use of one expert alone
     routing: str = "learned"  # "fixed" gives each modality one linear expert
     history_attention: str = "causal"  # "full" lets history attend to the noisy chunk, so nothing can be cached
     history_packing: str = "framepack"  # "released" has the positions and action rows of the released weights
@@ -241,6 +242,7 @@ class AstraTransformer(nn.Module):
             shared_dim=config.shared_dim,
             num_experts=config.num_experts,
             top_k=config.top_k,
+            added=config.added_modalities,
         )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head_modulation = nn.Parameter(torch.zeros(2, dim))

@@ -28,6 +28,7 @@ from astra_env.models.checkpoint import (
 from astra_env.models.flow_matching import denoise, shifted_sigmas
 from astra_env.models.guidance import GuidedVelocity, conditionings
 from astra_env.models.history import HistoryLayout
+from astra_env.models.motion import move, start_motion
 from astra_env.models.state import WorldState
 from astra_env.models.text_encoder import TextEncoder, embed_prompts
 from astra_env.models.transformer import AstraTransformer, TransformerConfig
@@ -73,6 +74,7 @@ class WorldModel(nn.Module):
         transformer = dict(config["transformer"])
         transformer["history"] = HistoryLayout(**transformer["history"])
         transformer["patch_size"] = tuple(transformer["patch_size"])
+        transformer["added_modalities"] = tuple(transformer.get("added_modalities", ()))
         autoencoder = dict(config["autoencoder"])
         return cls(
             AUTOENCODERS[autoencoder.pop("type")](**autoencoder),
@@ -169,10 +171,12 @@ class WorldModel(nn.Module):
         prompts: Sequence[str] | Tensor | None = None,
         actions: Tensor | None = None,
         seeds: Sequence[int] | None = None,
+        speeds: Sequence[float] | Tensor | None = None,
     ) -> WorldState:
         """Start B worlds from frames uint8 (B, T, H, W, 3), T >= 1.
 
         actions float32 (B, ceil(T / 4) - 1, A) in physical units, where known, led to the latents after the first.
+        speeds (B,) in m/s are those of vehicles at the last frame; 0 where they are not known.
         prompts are B sentences or their embeddings (B, L, D), for world models that read text.
         """
         if frames.dtype != torch.uint8 or frames.ndim != 5 or tuple(frames.shape[2:]) != (*self.frame_size, 3):
@@ -193,6 +197,7 @@ class WorldModel(nn.Module):
             if actions.shape[1] != T - 1:
                 raise ValueError(f"{actions.shape[1]} actions came with {T} latents, expected {T - 1}.")
             past[:, 1:], present[:, 1:] = self.normalise(actions.to(self.device), names), 1
+        poses, start_speeds = start_motion(B, speeds, self.device)
         return WorldState(
             latents=self.layout.windowed(latents, dim=2),
             actions=self.layout.windowed(past, dim=1),
@@ -201,6 +206,8 @@ class WorldModel(nn.Module):
             undecoded=torch.full((B,), min(T, self.layout.size - 1), device=self.device),
             seeds=torch.as_tensor(list(seeds or range(B)), device=self.device),
             num_steps=torch.zeros(B, dtype=torch.long, device=self.device),
+            poses=poses,
+            speeds=start_speeds,
             prompt_embeds=self.embed_prompts(prompts, B),
             decoder_cache=self.autoencoder.init_cache(B, h, w),
             modality=names,
@@ -250,21 +257,12 @@ class WorldModel(nn.Module):
         empty_prompt = None if text_scale == 1 else self.embed_prompts(None, len(state))
         passes = conditionings(self.transformer, state, normalised, scale, text_scale, empty_prompt)
         velocity = GuidedVelocity(self.transformer, passes)
-        noise = self._noise(state, normalised.shape[1], generators)
+        noise = state.noise(normalised.shape[1], generators)
         num = self.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
         sigmas = shifted_sigmas(num, self.sampling.shift)
-        return state.advance(denoise(velocity, noise, sigmas.to(self.device)), normalised, self.layout)
-
-    def _noise(self, state: WorldState, n: int, generators: Sequence[torch.Generator] | None) -> Tensor:
-        """Standard normal (B, C, n, h, w), drawn on the CPU row by row, so that it depends on nothing but the row."""
-        C, _, h, w = state.latents.shape[1:]
-        if generators is None:
-            pairs = zip(state.seeds.tolist(), state.num_steps.tolist(), strict=True)
-            generators = [torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63) for seed, step in pairs]
-        if len(generators) != len(state):
-            raise ValueError(f"There are {len(generators)} generators for {len(state)} worlds, expected one for each.")
-        noise = [torch.randn(C, n, h, w, generator=generator) for generator in generators]
-        return torch.stack(noise).to(self.device)
+        state = state.advance(denoise(velocity, noise, sigmas.to(self.device)), normalised, self.layout)
+        poses, speeds = move(state.poses, state.speeds, held, state.modality)
+        return dataclasses.replace(state, poses=poses, speeds=speeds)
 
     def imagine(
         self, state: WorldState, actions: Tensor, generators: Sequence[torch.Generator] | None = None, **sampling: Any
