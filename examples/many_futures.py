@@ -7,7 +7,7 @@ from astra_env.models import WorldModel
 from astra_env.models.checkpoint import checkpoint_folder
 
 world_model = WorldModel.from_pretrained("astra-tiny")
-starts = StartStates.load(checkpoint_folder("astra-tiny"))
+starts = StartStates.load(checkpoint_folder("astra-tiny") / "domains" / "robot")
 frames, actions = torch.from_numpy(starts.frames[:1]), torch.from_numpy(starts.actions[:1])
 state = world_model.init_state(frames, "end_effector", actions=actions).repeat(8)
 

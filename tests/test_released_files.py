@@ -94,7 +94,7 @@ def test_it_is_an_environment_without_reward(saved, monkeypatch):
     assert (reward, terminated, info["reward_terms"]) == (0.0, False, {})
     env.reset(seed=1, options={"image": image, "goal": image})
     assert env.step(random_actions(1)[0].numpy())[1] < 0
-    with pytest.raises(FileNotFoundError, match="no start states"):
+    with pytest.raises(ValueError, match="no recorded start states"):
         env.reset(seed=1)
 
 

@@ -5,6 +5,8 @@ import pytest
 from tiny import actions_of, assert_same, episode, random_actions, random_frames
 
 import astra_env  # noqa: F401  registers the ids
+from astra_env.actions import ACTION_MODALITIES
+from astra_env.geometry import make_pose, relative, rpy_to_matrix
 
 
 def test_a_picture_starts_a_world(make, tmp_path):
@@ -103,6 +105,65 @@ def test_starts_are_chosen_by_number(make):
     for start in (-1, 3):
         with pytest.raises(ValueError, match=f"start is {start}, expected 0 to 2"):
             env.reset(options={"start": start})
+
+
+def test_a_car_starts_at_the_speed_of_its_clip_or_as_told(make):
+    env, frames = make(id="Astra-NuScenes-v0"), random_frames(1, 5)[0].numpy()
+    for options, speed in (
+        ({"start": 1}, 2.0),
+        ({"start": 1, "speed": 7.5}, 7.5),
+        ({"frames": frames, "speed": -1}, -1.0),
+        ({"frames": frames}, 0.0),
+        ({"image": frames[0], "speed": 3}, 3.0),
+    ):
+        _, info = env.reset(seed=1, options=options)
+        assert info["speed"] == speed
+        _, _, _, _, info = env.step(np.array([0.0, 1.0], np.float32))
+        assert info["speed"] == pytest.approx(speed + 0.2)
+        assert info["pose"][0, 3] == pytest.approx(0.2 * (speed + 0.1))
+    with pytest.raises(ValueError, match=r"speeds are \[nan\], expected a finite number in m/s"):
+        env.reset(options={"speed": float("nan")})
+
+
+def test_a_path_is_followed_as_it_is_seen_from_its_first_pose(make):
+    """A recorded path in the world's axes, walked again by the actions that lead through it."""
+    env, modality = make(id="Astra-MultiCam-v0"), ACTION_MODALITIES["camera"]
+    actions = 0.5 * random_actions(4, modality="camera").numpy()
+    start = make_pose(rpy_to_matrix([0.3, -1.0, 2.0]), [4.0, 5.0, 6.0])
+    path = modality.integrate(start, actions)
+    _, info = env.reset(seed=1, options={"path": path})
+    np.testing.assert_allclose(info["path"], relative(start, path), atol=1e-12)
+    for index, action in enumerate(actions):
+        np.testing.assert_array_equal(info["next_pose"], info["path"][index + 1])
+        _, reward, terminated, _, info = env.step(action)
+        np.testing.assert_allclose(info["pose"], info["path_pose"], atol=1e-6)
+        assert reward == pytest.approx(1, abs=1e-4) and terminated == info["success"] == (index == 3)
+    np.testing.assert_array_equal(info["next_pose"], info["path"][-1])
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (np.eye(4), r"shape \(4, 4\), expected \(T \+ 1, 4, 4\)"),
+        (np.eye(4)[None], "at least two"),
+        (np.stack([np.eye(4), 2 * np.eye(4)]), r"no rigid pose at \[1\]"),
+        (np.stack([np.eye(4), np.diag([1, 1, -1, 1])]), r"no rigid pose at \[1\]"),
+        (np.full((3, 4, 4), np.nan), r"no rigid pose at \[0 1 2\]"),
+    ],
+    ids=["one pose", "a single pose", "scaled", "mirrored", "nan"],
+)
+def test_wrong_paths_are_refused_and_change_nothing(make, path, message):
+    env = make(id="Astra-MultiCam-v0")
+    _, info = env.reset(seed=1)
+    state = env.unwrapped.save_state()
+    with pytest.raises(ValueError, match=message):
+        env.reset(seed=1, options={"path": path})
+    assert env.unwrapped.save_state() is state and np.array_equal(env.unwrapped.path, info["path"])
+
+
+def test_a_path_is_refused_where_none_is_followed(make):
+    with pytest.raises(ValueError, match="Astra-RT1-v0 got a path, but its reward follows none"):
+        make().reset(options={"path": np.tile(np.eye(4), (3, 1, 1))})
 
 
 def test_unknown_options_are_refused(make):

@@ -9,7 +9,8 @@ from astra_env.envs.start_states import FILE_NAME, StartStates
 
 @pytest.fixture
 def starts() -> StartStates:
-    return StartStates(random_frames(3, 9).numpy(), random_actions(3, 2).numpy())
+    speeds = np.array([0.0, 3.5, -1.0], np.float32)
+    return StartStates(random_frames(3, 9).numpy(), random_actions(3, 2).numpy(), speeds)
 
 
 def test_a_file_holds_the_clips_exactly(starts, tmp_path):
@@ -18,8 +19,14 @@ def test_a_file_holds_the_clips_exactly(starts, tmp_path):
     for path in (tmp_path, tmp_path / FILE_NAME, str(tmp_path)):
         loaded = StartStates.load(path)
         assert len(loaded) == 3
-        for ours, theirs in ((loaded.frames, starts.frames), (loaded.actions, starts.actions)):
+        for name, theirs in vars(starts).items():
+            ours = getattr(loaded, name)
             assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+
+
+def test_what_has_no_speed_is_kept_without(starts, tmp_path):
+    StartStates(starts.frames, starts.actions).save(tmp_path)
+    assert StartStates.load(tmp_path).speeds is None
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from astra_env.training.episodes import Episodes
 
 LAYOUT = HistoryLayout(num_4x=4, num_2x=2, num_1x=1)  # slots: first | 1 2 3 4 | 5 6 | 7
 MODALITY = "end_effector"
+DOMAINS = {"robot": MODALITY, "driving": "vehicle", "camera": "camera", "multicam": "camera"}
+ACTION_DIMS = {name: ACTION_MODALITIES[name].action_dim for name in DOMAINS.values()}
 SIZE = 32
 
 
@@ -73,21 +76,31 @@ def random_frames(batch: int, num: int, size: int = SIZE, seed: int = 0) -> Tens
     return torch.randint(256, (batch, num, size, size, 3), generator=seeded(seed), dtype=torch.uint8)
 
 
-def random_actions(*shape: int, seed: int = 0) -> Tensor:
-    """Random end-effector actions float32 (*shape, 7) inside the bounds."""
-    modality = ACTION_MODALITIES[MODALITY]
-    low, high = torch.tensor(modality.low), torch.tensor(modality.high)
-    return low + (high - low) * torch.rand(*shape, 7, generator=seeded(seed))
+def random_actions(*shape: int, seed: int = 0, modality: str = MODALITY) -> Tensor:
+    """Random actions float32 (*shape, A) inside the bounds."""
+    entry = ACTION_MODALITIES[modality]
+    low, high = torch.tensor(entry.low), torch.tensor(entry.high)
+    return low + (high - low) * torch.rand(*shape, entry.action_dim, generator=seeded(seed))
 
 
-def save_checkpoint(folder: Path, *, num_starts: int = 3) -> Path:
-    """A whole tiny checkpoint: world model, reward head and start states of nine frames."""
-    tiny_world_model().save_pretrained(folder)
-    torch.manual_seed(0)
-    RewardModel(dim=8, latent_size=SIZE // 8).save(folder)
-    frames, actions = random_frames(num_starts, 9), random_actions(num_starts, 2)
-    StartStates(frames.numpy(), actions.numpy()).save(folder)
+def save_checkpoint(folder: Path, *, domains: Iterable[str] = DOMAINS, num_starts: int = 3) -> Path:
+    """A whole tiny checkpoint for all modalities, with what it holds of some domains."""
+    tiny_world_model(action_dims=ACTION_DIMS).save_pretrained(folder)
+    for domain in domains:
+        write_domain(folder / "domains" / domain, DOMAINS[domain], num_starts=num_starts)
     return folder
+
+
+def write_domain(folder: Path, modality: str, *, num_starts: int = 3) -> None:
+    """Start states of nine frames, the manifest's modality, and a reward head, which knows of failure for cars."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    flags = 2 if modality == "vehicle" else 1
+    RewardModel(dim=8, latent_size=SIZE // 8, num_flags=flags).save(folder)
+    frames, actions = random_frames(num_starts, 9), random_actions(num_starts, 2, modality=modality)
+    speeds = np.arange(num_starts, dtype=np.float32) + 1 if modality == "vehicle" else None
+    StartStates(frames.numpy(), actions.numpy(), speeds).save(folder)
+    (folder / "dataset.json").write_text(json.dumps({"modality": {"name": modality}}))
 
 
 def episode(
@@ -102,7 +115,7 @@ def synthetic_episodes(num: int, num_chunks: int = 6) -> Episodes:
     """Recorded episodes of random pictures, in memory."""
     frames, actions = random_frames(num, 4 * num_chunks + 1), random_actions(num, num_chunks)
     rewards = torch.rand(num, num_chunks + 1, generator=seeded())
-    return Episodes(frames, actions, rewards, rewards > 0.7, MODALITY)
+    return Episodes("robot", MODALITY, frames, actions, rewards, rewards > 0.7)
 
 
 def write_episode(path: Path, split: str, *, num_chunks: int = 6, size: int = 64, seed: int = 0) -> None:

@@ -11,22 +11,69 @@ class EnvironmentSpec:
 
     Attributes:
         modality: name of the action modality (a key of ``astra_env.actions.ACTION_MODALITIES``).
-        task: what the reward measures and the start states are recorded from.
+        domain: the folder of a checkpoint that holds its start states and reward head.
+        description: what is imagined, in one line.
+        rewards: what the reward is, in a sentence or two.
+        episode_end: what ends an episode besides ``max_episode_steps``.
         max_episode_steps: steps after which an episode is truncated.
-        description: one line for listings.
+        discrete: whether an action is the number of a set of keys (``astra_env.actions.DISCRETE_ACTIONS``).
+        follows_path: whether the task is to follow a path of poses, drawn anew for each episode.
     """
 
     modality: str
-    task: str
-    max_episode_steps: int
+    domain: str
     description: str
+    rewards: str
+    episode_end: str
+    max_episode_steps: int = 50
+    discrete: bool = False
+    follows_path: bool = False
 
+
+_LEARNED = "A head that was trained on recorded episodes reads it off the newest latent, in [0, 1]: "
+_REACH = (
+    f"{_LEARNED}1 - tanh(0.4 d) at d metres from the red ball in the rooms; 1 within 0.7 m of it and looking at it."
+)
 
 ENVIRONMENTS: dict[str, EnvironmentSpec] = {
     "Astra-RT1-v0": EnvironmentSpec(
         modality="end_effector",
-        task="lift",
-        max_episode_steps=50,
+        domain="robot",
         description="a robot arm at a table, moved by 7-DoF end-effector actions",
+        rewards=f"{_LEARNED}up to 0.6 for being near the red cube and 0.2 for holding it; 1 when it is lifted.",
+        episode_end="Terminates when the red cube is lifted.",
+    ),
+    "Astra-NuScenes-v0": EnvironmentSpec(
+        modality="vehicle",
+        domain="driving",
+        description="a car on roads with traffic, seen from its driver's place",
+        rewards=f"{_LEARNED}the speed along the route as a share of 12 m/s; 1 on arrival, 0 off the road or touching "
+        "anything.",
+        episode_end="Terminates on arrival, which is a success, and off the road or touching anything, which are not.",
+    ),
+    "Astra-Sekai-v0": EnvironmentSpec(
+        modality="camera",
+        domain="camera",
+        description="furnished rooms, seen by a camera that moves and turns freely, as a small drone does",
+        rewards=_REACH,
+        episode_end="Terminates at the red ball.",
+    ),
+    "Astra-SpatialVID-v0": EnvironmentSpec(
+        modality="camera",
+        domain="camera",
+        description="the rooms of Astra-Sekai-v0, explored with the keys W A S D and the arrows",
+        rewards=_REACH,
+        episode_end="Terminates at the red ball.",
+        discrete=True,
+    ),
+    "Astra-MultiCam-v0": EnvironmentSpec(
+        modality="camera",
+        domain="multicam",
+        description="a robot arm at work, seen by a camera that moves around it along a path of poses",
+        rewards="1 - tanh(3 (distance + angle / 2)), metres and radians between the pose that the actions have led to "
+        "and the path's at this step: geometry, nothing of it is learned.",
+        episode_end="Terminates within 0.05 m and 0.1 rad of the last pose of the path, at its end or later.",
+        max_episode_steps=24,
+        follows_path=True,
     ),
 }

@@ -12,16 +12,21 @@ import gymnasium
 import numpy as np
 import torch
 
+from astra_env.actions import DISCRETE_ACTIONS
 from astra_env.envs import ENVIRONMENTS
-from astra_env.envs.rewards import GoalReward, Reward, RewardFunction, TaskReward, no_reward
+from astra_env.envs.describe import describe
+from astra_env.envs.domains import domain_folder
+from astra_env.envs.paths import checked_path, random_path
+from astra_env.envs.rewards import GoalReward, PathReward, Reward, RewardFunction, TaskReward, no_reward
 from astra_env.envs.start_states import StartStates
+from astra_env.kinematics import BicycleMotion
 from astra_env.models import WorldModel, WorldState
 from astra_env.models.reward_model import FILE_NAME as REWARD_FILE
 from astra_env.models.reward_model import RewardModel
 from astra_env.video import read_image, resize_frames
 
 OBSERVATIONS = ("frame", "chunk", "latent")
-RESET_OPTIONS = ("image", "frames", "actions", "goal", "start", "prompt")
+RESET_OPTIONS = ("image", "frames", "actions", "speed", "goal", "path", "start", "prompt")
 
 
 @functools.lru_cache(maxsize=4)
@@ -31,37 +36,36 @@ def load_world_model(name: str, device: str | None, **options: Any) -> WorldMode
 
 
 class AstraEnv(gymnasium.Env):
-    """One imagined world.
+    """One imagined world; what each id imagines is the ``__doc__`` of its environment, and `astra-env list` prints all.
 
     ## Description
     Each step holds one action for one chunk of the video and denoises it: four frames (0.2 s) in the bundled world, 32
     in "astra-1.3b".
 
     ## Action Space
-    `Box` in physical units, one row of the table for each field; `action_modality` holds names, units, bounds, rate
-    and frame. For `Astra-RT1-v0` (`end_effector`, base axes: x forward, y left, z up):
-
-    | index | field | unit | min | max |
-    | --- | --- | --- | --- | --- |
-    | 0-2 | dx dy dz | m | -0.05 | 0.05 |
-    | 3-5 | droll dpitch dyaw | rad | -0.25 | 0.25 |
-    | 6 | gripper | 0 open, 1 closed | 0 | 1 |
+    A `Box` in physical units, whose fields, units, bounds, rate and frame `action_modality` holds, or a `Discrete`
+    space of sets of keys.
 
     ## Observation Space
     `observation="frame"`: the newest frame uint8 (H, W, 3); `"chunk"`: its frames uint8 (T, H, W, 3); `"latent"`: the
     newest latent float32 (C, h, w).
 
+    `info`: `frames` uint8 (T, H, W, 3) of the chunk; `pose` (4, 4) that the actions have led to, seen from the start;
+    `speed` (m/s) of cars; `path` (T + 1, 4, 4), `path_pose` of now and `next_pose` (4, 4), where there is a path;
+    `reward_terms`; and `success`, which Stable-Baselines3 reads as `is_success`.
+
     ## Rewards
-    The task's learned reward in [0, 1], or 0 in a world that has learned none ("astra-1.3b"); with a goal image, minus
+    The task's reward in [0, 1], or 0 in a world that has learned none ("astra-1.3b"); with a goal image, minus
     the distance of latents to it; or any function from a `WorldState` to a `Reward`.
 
     ## Starting State
     A recorded clip drawn by the seed, or `options`: `image` (array or path), `frames` uint8 (T, H, W, 3) and, where
-    known, the `actions` (ceil(T / 4) - 1, A) between their latents, `start` (index of a recorded clip), `goal` (array
-    or path), and `prompt`, in worlds that read text.
+    known, the `actions` (ceil(T / 4) - 1, A) between their latents and the `speed` (m/s) at the last, `start` (index of
+    a recorded clip), `goal` (array or path), `path` (poses, where the task is to follow one), and `prompt`, in worlds
+    that read text.
 
     ## Episode End
-    Terminates when the learned head sees success (task reward only); truncated after `max_episode_steps`.
+    Terminates when the task is done or has failed, as the id tells; truncated after `max_episode_steps`.
 
     ## Arguments
     `world_model`: what `WorldModel.from_pretrained` takes, and `world_model_options` its further options;
@@ -99,18 +103,24 @@ class AstraEnv(gymnasium.Env):
         }
         self.style = style
         self.world_model = load_world_model(str(world_model), device, **world_model_options or {})
-        self.modality = ENVIRONMENTS[environment].modality
+        self.environment, spec = environment, ENVIRONMENTS[environment]
+        self.modality, self.__doc__ = spec.modality, describe(environment)
         if self.modality not in self.world_model.modalities:
             known = sorted(self.world_model.modalities)
             raise ValueError(f"{environment} needs {self.modality!r} actions, but {world_model} knows {known}.")
         self.action_modality = self.world_model.modalities[self.modality]
-        self.action_space = self.action_modality.space()
+        self.action_space: gymnasium.spaces.Space[Any] = self.action_modality.space()
+        if spec.discrete:
+            self._choices = self.action_modality.discrete(DISCRETE_ACTIONS[self.modality])
+            self.action_space = gymnasium.spaces.Discrete(len(self._choices))
         self.observation_space = self._observation_space()
-        folder = self.world_model.folder
+        folder = domain_folder(self.world_model.folder, spec.domain, self.modality)
         self._start_states = folder if start_states == "bundled" else Path(start_states)
-        if reward is None and folder is not None and (folder / REWARD_FILE).is_file():
+        self._follows_path = spec.follows_path and reward is None
+        if reward is None and folder is not None and (folder / REWARD_FILE).is_file() and not spec.follows_path:
             reward = TaskReward(RewardModel.load(folder, self.world_model.device))
         self._task_reward = self.reward_function = reward or no_reward
+        self.path: np.ndarray | None = None
         self.state: WorldState | None = None
         self._frames: np.ndarray | None = np.zeros(
             (self.world_model.chunk_frames, *self.world_model.frame_size, 3), np.uint8
@@ -141,34 +151,53 @@ class AstraEnv(gymnasium.Env):
         unknown = sorted(set(options) - set(RESET_OPTIONS))
         if unknown:
             raise ValueError(f"reset() got the options {unknown}, expected some of {RESET_OPTIONS}.")
-        frames, actions = self._start(options)
-        self.state = self.world_model.init_state(
+        frames, actions, speed = self._start(options)
+        state = self.world_model.init_state(
             torch.from_numpy(frames)[None],
             self.modality,
             prompts=self._prompts(options.get("prompt")),
             actions=None if actions is None else torch.from_numpy(actions)[None],
             seeds=[int(self.np_random.integers(2**31))],
+            speeds=[speed],
         )
-        self.reward_function = self._task_reward
-        if options.get("goal") is not None:
-            goal = torch.from_numpy(self._image(options["goal"]))[None, None].to(self.world_model.device)
-            self.reward_function = GoalReward(self.world_model.autoencoder.encode(goal)[0, :, 0])
+        self.reward_function, self.path = self._episode_reward(options.get("goal"), options.get("path"))
+        self.state = state
         return self._observe(self.reward_function(self.state))[:2]
 
-    def _start(self, options: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
-        """Frames uint8 (T, H, W, 3) to begin with, and the actions between them where they are known."""
+    def _episode_reward(
+        self, goal: np.ndarray | str | Path | None, path: np.ndarray | None
+    ) -> tuple[RewardFunction, np.ndarray | None]:
+        """The task's reward, or that of a goal image or of a path, which comes with it."""
+        if goal is not None:
+            pixels = torch.from_numpy(self._image(goal))[None, None].to(self.world_model.device)
+            return GoalReward(self.world_model.autoencoder.encode(pixels)[0, :, 0]), None
+        if not self._follows_path:
+            if path is not None:
+                raise ValueError(f"{self.environment} got a path, but its reward follows none; leave the option out.")
+            return self._task_reward, None
+        num_steps = ENVIRONMENTS[self.environment].max_episode_steps
+        drawn = random_path(self.action_modality, self.np_random, num_steps)
+        followed = drawn if path is None else checked_path(path)
+        return PathReward(torch.from_numpy(followed).to(self.world_model.device)), followed
+
+    def _start(self, options: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray | None, float]:
+        """Frames uint8 (T, H, W, 3) to begin with, the actions between them where they are known, and the speed."""
         drawn = self.np_random.random()  # always drawn, so that a seed means the same noise whatever the start
+        speed = options.get("speed")
         if options.get("image") is not None:
-            return self._image(options["image"])[None], None
+            return self._image(options["image"])[None], None, float(speed or 0)
         if options.get("frames") is not None:
             known = options.get("actions")
-            return np.asarray(options["frames"]), None if known is None else self.action_modality.validate(known)
-        count = len(self.start_states)
-        start = options.get("start")
-        index = int(drawn * count) if start is None else int(start)
-        if not 0 <= index < count:
+            actions = None if known is None else self.action_modality.validate(known)
+            return np.asarray(options["frames"]), actions, float(speed or 0)
+        starts, start = self.start_states, options.get("start")
+        index = int(drawn * len(starts)) if start is None else int(start)
+        if not 0 <= index < len(starts):
+            count = len(starts)
             raise ValueError(f"start is {index}, expected 0 to {count - 1}: there are {count} recorded start states.")
-        return self.start_states.frames[index], self.start_states.actions[index]
+        if speed is None and starts.speeds is not None:
+            speed = starts.speeds[index]
+        return starts.frames[index], starts.actions[index], float(speed or 0)
 
     def _prompts(self, prompt: str | None) -> list[str] | None:
         """The prompt with the environment's style, as a batch of one."""
@@ -194,26 +223,50 @@ class AstraEnv(gymnasium.Env):
         """Imagine one chunk under an action in physical units."""
         if self.state is None:
             raise RuntimeError("step() was called before reset(); call reset() first.")
-        if np.shape(action) != self.action_space.shape:
-            raise ValueError(f"The action has shape {np.shape(action)}, expected {self.action_space.shape}.")
-        action = self.action_modality.validate(action, clip=self.clip_actions)
-        actions = torch.from_numpy(action)[None]
+        actions = torch.from_numpy(self._physical(action))[None]
         self.state = self.world_model.step(self.state, actions, **self.sampling)  # type: ignore[arg-type]
         reward = self.reward_function(self.state)
         observation, info = self._observe(reward)
         return observation, float(reward.value[0]), bool(reward.done[0]), False, info
 
+    def _physical(self, action: np.ndarray | int) -> np.ndarray:
+        """The action float32 (A,) in physical units, checked."""
+        if isinstance(self.action_space, gymnasium.spaces.Discrete):
+            if not self.action_space.contains(action):
+                raise ValueError(
+                    f"The action is {action!r}, expected a whole number from 0 to {len(self._choices) - 1}."
+                )
+            return self._choices[int(action)]
+        if np.shape(action) != self.action_space.shape:
+            raise ValueError(f"The action has shape {np.shape(action)}, expected {self.action_space.shape}.")
+        return self.action_modality.validate(action, clip=self.clip_actions)
+
     def _observe(self, reward: Reward) -> tuple[np.ndarray, dict[str, Any]]:
         assert self.state is not None
         self.state, frames = self.world_model.decode(self.state)
         self._frames = frames[0].cpu().numpy()
+        success = bool((reward.done if reward.success is None else reward.success)[0])
         info = {
             "frames": self._frames.copy(),
             "reward_terms": {name: float(value[0]) for name, value in reward.terms.items()},
+            "success": success,
+            "is_success": success,
+            **self._motion(self.state),
         }
         if self.observation == "latent":
             return self.state.newest[0].float().cpu().numpy().copy(), info
         return (self._frames[-1] if self.observation == "frame" else self._frames).copy(), info
+
+    def _motion(self, state: WorldState) -> dict[str, Any]:
+        """What `info` tells of pose, speed and path."""
+        told: dict[str, Any] = {"pose": state.poses[0].cpu().numpy().copy()}
+        if isinstance(self.action_modality.kinematics, BicycleMotion):
+            told["speed"] = float(state.speeds[0])
+        if self.path is not None:
+            now, last = int(state.num_steps[0]), len(self.path) - 1
+            told["path"] = self.path.copy()
+            told["path_pose"], told["next_pose"] = (self.path[min(now + ahead, last)].copy() for ahead in (0, 1))
+        return told
 
     @torch.no_grad()
     def render(self) -> np.ndarray | None:

@@ -5,36 +5,77 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from astra_env.models import WorldState
 from astra_env.models.reward_model import RewardModel
 
-SUCCESS_PROBABILITY = 0.5
+LIKELY = 0.5
+"""Probability of success or failure from which a task counts as done."""
+ON_PATH = (0.05, 0.1)
+"""Metres and radians from the last pose of a path within which its end is reached."""
 
 
 @dataclass(frozen=True)
 class Reward:
-    """Value of B worlds: the reward (B,), whether the task is done (bool (B,)), and what they are made of."""
+    """Value of B worlds: the reward (B,), whether the episode is over (bool (B,)), and what they are made of.
+
+    ``success`` (bool (B,)) tells a task that is solved from one that has failed; without it, what is over is solved.
+    """
 
     value: Tensor
     done: Tensor
     terms: dict[str, Tensor]
+    success: Tensor | None = None
 
 
 RewardFunction = Callable[[WorldState], Reward]
 
 
 class TaskReward:
-    """The task's reward and success as a head learned them from recorded episodes; a success ends the episode."""
+    """The task's reward, success and failure as a head learned them from recorded episodes; both end the episode."""
 
     def __init__(self, model: RewardModel) -> None:
         self.model = model
 
     def __call__(self, state: WorldState) -> Reward:
+        """Reward in [0, 1], 0 where the task has failed."""
+        reward, success, *failure = self.model(state.newest)
+        terms = {"task_reward": reward, "success_probability": success}
+        solved = success > LIKELY
+        if not failure:
+            return Reward(reward, solved, terms)
+        failed = failure[0] > LIKELY
+        terms["failure_probability"] = failure[0]
+        return Reward(reward.where(~failed, 0.0), solved | failed, terms, solved & ~failed)
+
+
+class PathReward:
+    """Closeness of where the actions have led to a path of poses (T + 1, 4, 4), one a step; the last one stays.
+
+    Half a radian counts as much as 0.25 m. The end of the path ends the episode where it is reached: see ``ON_PATH``.
+    """
+
+    def __init__(self, path: Tensor) -> None:
+        self.path = path
+
+    def pose(self, num_steps: Tensor) -> Tensor:
+        """The poses (B, 4, 4) that are due after so many steps (B,)."""
+        return self.path[num_steps.clamp(max=len(self.path) - 1)]
+
+    def __call__(self, state: WorldState) -> Reward:
         """Reward in [0, 1]."""
-        reward, success = self.model(state.newest)
-        return Reward(reward, success > SUCCESS_PROBABILITY, {"task_reward": reward, "success_probability": success})
+        wanted = self.pose(state.num_steps)
+        place = state.poses[:, :3, 3] - wanted[:, :3, 3]
+        turn = wanted[:, :3, :3].transpose(1, 2) @ state.poses[:, :3, :3]
+        sines = torch.stack([turn[:, i, j] - turn[:, j, i] for i, j in ((2, 1), (0, 2), (1, 0))], dim=-1)
+        # a little is added under each root, so that gradients are finite on the path
+        distance, sine = (square.sum(-1).add(1e-12).sqrt() for square in (place.square(), (sines / 2).square()))
+        angle = torch.atan2(sine, (turn.diagonal(dim1=1, dim2=2).sum(-1) - 1) / 2)
+        value = 1 - (3 * (distance + 0.5 * angle)).tanh()
+        reached = (state.num_steps >= len(self.path) - 1) & (distance < ON_PATH[0]) & (angle < ON_PATH[1])
+        return Reward(value.float(), reached, {"path_distance": distance, "path_angle": angle})
 
 
 class GoalReward:

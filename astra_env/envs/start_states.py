@@ -14,21 +14,25 @@ FILE_NAME = "start_states.npz"
 
 @dataclass(frozen=True)
 class StartStates:
-    """K clips: frames uint8 (K, 4 P + 1, H, W, 3) and the actions float32 (K, P, A) between them, physical units."""
+    """K clips: frames uint8 (K, 4 P + 1, H, W, 3) and the actions float32 (K, P, A) between them, physical units.
+
+    ``speeds`` float32 (K,) are those of vehicles at the last frame, in m/s; None where nothing has a speed.
+    """
 
     frames: np.ndarray
     actions: np.ndarray
+    speeds: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.frames)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> StartStates:
-        """Read an npz file, or the one inside a checkpoint folder."""
+        """Read an npz file, or the one inside a domain's folder of a checkpoint."""
         file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
         try:
             with np.load(file, allow_pickle=False) as arrays:
-                return cls(arrays["frames"], arrays["actions"])
+                return cls(arrays["frames"], arrays["actions"], arrays.get("speeds"))
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"There are no start states at {file}; expected an npz of frames and actions."
@@ -37,7 +41,7 @@ class StartStates:
             raise ValueError(f"{file} is not an npz of frames and actions ({error}); write it with save().") from error
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the file into a checkpoint folder."""
+        """Write the file into a domain's folder of a checkpoint."""
         partial = Path(folder) / ("partial-" + FILE_NAME)
-        np.savez_compressed(partial, frames=self.frames, actions=self.actions)
+        np.savez_compressed(partial, **{name: value for name, value in vars(self).items() if value is not None})
         os.replace(partial, Path(folder) / FILE_NAME)
