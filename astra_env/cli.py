@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         COMMANDS[options.command].run(options)
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"astra-env {options.command}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -46,15 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from astra_env.actions import ACTION_MODALITIES
+    from astra_env.envs.describe import describe
     from astra_env.models.checkpoint import BUNDLED
 
-    for name, spec in ENVIRONMENTS.items():
-        modality = ACTION_MODALITIES[spec.modality]
-        print(f"{name}: {spec.description}")
-        print(f"  {modality.name} actions at {modality.rate_hz:g} Hz, frame {modality.frame}")
-        for field, unit, low, high in zip(modality.fields, modality.units, modality.low, modality.high, strict=True):
-            print(f"    {field:<8} {low:>6g} to {high:<6g} {unit}")
+    for name in ENVIRONMENTS:
+        print(describe(name))
     names = sorted(config.parent.name for config in BUNDLED.glob("*/config.json"))
     print(f"Bundled world models: {', '.join(names) or 'none'}")
 
@@ -72,7 +68,7 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _add_collect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["robot"], help="the simulator to record")
+    parser.add_argument("domain", choices=["robot", "driving", "camera", "multicam"], help="what to record")
     parser.add_argument("--out", required=True, help="folder of the episodes; those it has are kept")
     parser.add_argument("--episodes", type=int, default=4000, help="training episodes (%(default)s)")
     parser.add_argument("--heldout", type=int, default=200, help="held-out episodes (%(default)s)")
@@ -84,6 +80,7 @@ def _collect(options: argparse.Namespace) -> None:
     from astra_env.simulators.collect import collect
 
     manifest = collect(
+        options.domain,
         options.out,
         episodes=options.episodes,
         heldout=options.heldout,
@@ -94,18 +91,21 @@ def _collect(options: argparse.Namespace) -> None:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    """One flag for every field of TrainConfig; DATA is positional."""
+    """One flag for every field of TrainConfig; the folders of data are positional."""
     from astra_env.training import TrainConfig
 
     types = typing.get_type_hints(TrainConfig)
-    parser.add_argument("data", metavar="DATA", help="folder of recorded episodes")
+    parser.add_argument("data", metavar="DATA", nargs="+", help="folders of recorded episodes, one for each domain")
     for field in dataclasses.fields(TrainConfig)[1:]:
         kind = next(part for part in (*typing.get_args(types[field.name]), types[field.name]) if part is not type(None))
+        several = typing.get_origin(kind) is tuple
         required = field.default is dataclasses.MISSING
         action = argparse.BooleanOptionalAction if kind is bool else "store"
         flag = "--" + field.name.replace("_", "-")
         options: dict[str, typing.Any] = {"required": True} if required else {"default": field.default}
-        if kind is not bool:
+        if several:
+            options |= {"type": typing.get_args(kind)[0], "nargs": "+"}
+        elif kind is not bool:
             options["type"] = kind
         parser.add_argument(flag, action=action, help=None if required else "default: %(default)s", **options)
 
@@ -114,6 +114,7 @@ def _train(options: argparse.Namespace) -> None:
     from astra_env.training import TrainConfig, train
 
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     checkpoint = train(TrainConfig(**values))
     print(f"{checkpoint} is the trained world; watch it with: astra-env demo --world-model {checkpoint}")
 

@@ -62,5 +62,5 @@ def test_train_has_a_flag_for_every_field(capsys, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(training, "train", lambda config: seen.append(config) or tmp_path)
     main(["train", "data", "--out", "run", "--transformer-steps", "7", "--no-compile", "--budget", "gpu"])
-    assert seen == [training.TrainConfig("data", "run", budget="gpu", transformer_steps=7, compile=False)]
+    assert seen == [training.TrainConfig(("data",), "run", budget="gpu", transformer_steps=7, compile=False)]
     assert str(tmp_path) in capsys.readouterr().out

@@ -10,7 +10,8 @@ import torch
 import astra_env  # noqa: F401  registers the ids
 from astra_env.training import loop
 from astra_env.training.autoencoder import fit_autoencoder
-from astra_env.training.world_model import Recipe, fit_world_model
+from astra_env.training.walkers import Recipe
+from astra_env.training.world_model import fit_world_model, make_tracks
 
 
 class Killed(Exception):
@@ -42,8 +43,9 @@ def walk(world, folder, **changes):
     world_model, episodes, latents, heldout = copy.deepcopy(world)
     folder.mkdir(exist_ok=True)
     recipe = Recipe(batch_size=3, max_rollout=3)
-    arguments = {"num_steps": 8, "recipe": recipe, "validation": heldout} | changes
-    fit_world_model(world_model, latents, episodes, folder, **arguments)
+    arguments = {"num_steps": 8, "recipe": recipe, "validation": [heldout]} | changes
+    tracks = make_tracks(world_model, [episodes], [latents], torch.ones(1))
+    fit_world_model(world_model, tracks, folder, **arguments)
     return world_model.transformer
 
 
@@ -63,12 +65,13 @@ def test_an_interrupted_transformer_run_ends_as_an_uninterrupted_one(world, tmp_
     assert [entry["step"] for entry in logs[0]] == [2, 4, 6, 8]
     for entry in logs[0]:
         assert entry["stage"] == "transformer" and math.isfinite(entry["loss"])
-        assert abs(sum(entry["expert_share"]) - 1) < 0.01
-        assert len(entry["psnr_true"]) == len(entry["psnr_shuffled"]) == len(entry["psnr_still"]) == 2
+        assert abs(sum(entry["expert_use"]["end_effector"]) - 1) < 0.01
+        psnr = entry["psnr"]["robot"]
+        assert len(psnr["true"]) == len(psnr["shuffled"]) == len(psnr["still"]) == 2
 
 
 def test_validation_does_not_disturb_the_training(world, tmp_path):
-    runs = [walk(world, tmp_path / str(k), num_steps=4, validation=v) for k, v in enumerate((world[3], None))]
+    runs = [walk(world, tmp_path / str(k), num_steps=4, validation=v) for k, v in enumerate(([world[3]], []))]
     assert_same_weights(*runs)
 
 
@@ -76,7 +79,7 @@ def test_an_interrupted_autoencoder_run_ends_as_an_uninterrupted_one(world, tmp_
     def fit(folder):
         folder.mkdir(exist_ok=True)
         autoencoder = copy.deepcopy(world[0].autoencoder)
-        fit_autoencoder(autoencoder, world[1], world[3], folder, num_steps=6, batch_size=2)
+        fit_autoencoder(autoencoder, [world[1]], [world[3]], torch.ones(1), folder, num_steps=6, batch_size=2)
         return autoencoder
 
     saving = loop.Trainer.step
@@ -95,7 +98,7 @@ def test_an_interrupted_autoencoder_run_ends_as_an_uninterrupted_one(world, tmp_
     assert_same_weights(fit(tmp_path / "parts"), whole)
     latents = whole.encode(world[1].frames)  # every channel has zero mean and unit variance
     torch.testing.assert_close(latents.mean((0, 2, 3, 4)), torch.zeros(16), atol=1e-3, rtol=0)
-    torch.testing.assert_close(latents.std((0, 2, 3, 4)), torch.ones(16), atol=1e-3, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3, 4)), torch.ones(16), atol=2e-3, rtol=0)
 
 
 def test_the_average_is_kept_apart_from_the_weights_until_the_end(tmp_path):

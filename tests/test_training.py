@@ -20,23 +20,24 @@ import astra_env  # noqa: F401  registers the ids
 from astra_env.models import WorldModel
 from astra_env.models.reward_model import RewardModel
 from astra_env.training import TrainConfig, train
-from astra_env.training.autoencoder import reconstruction_loss, sample_clips
+from astra_env.training.autoencoder import mean_pictures, reconstruction_loss, sample_clips
 from astra_env.training.episodes import Episodes, encode_episodes, load_episodes
 from astra_env.training.rewards import fit_rewards
-from astra_env.training.world_model import Recipe, Walkers, open_loop_psnr, training_loss
+from astra_env.training.walkers import Recipe, Walkers
+from astra_env.training.world_model import make_tracks, open_loop_psnr, training_loss
 
 
 def test_the_transformer_learns_one_batch_by_heart(world):
     world_model, episodes, latents, *_ = copy.deepcopy(world)
-    actions = world_model.normalise(episodes.actions, (MODALITY,) * 3)
+    tracks = make_tracks(world_model, [episodes], [latents], torch.ones(1))
     recipe = Recipe(batch_size=4, noisy_memory=0, action_dropout=0, history_action_dropout=0)
     optimizer = torch.optim.Adam(world_model.transformer.parameters(), lr=3e-3)
     losses = []
     for _ in range(60):
         generator = seeded()  # the same rows, noise and noise levels every time
-        walkers = Walkers(world_model, latents, actions, recipe)
+        walkers = Walkers(world_model, tracks, recipe)
         walkers.restart(generator)
-        loss, _ = training_loss(world_model, walkers, generator, MODALITY)
+        loss, _ = training_loss(world_model, walkers, generator)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -46,8 +47,9 @@ def test_the_transformer_learns_one_batch_by_heart(world):
 
 def test_walkers_read_the_recorded_history_and_target(world):
     world_model, episodes, latents, *_ = world
-    actions = world_model.normalise(episodes.actions, (MODALITY,) * 3)
-    walkers = Walkers(world_model, latents, actions, Recipe(batch_size=24, single_latent=0.3))
+    tracks = make_tracks(world_model, [episodes], [latents], torch.ones(1))
+    actions = tracks[0].actions
+    walkers = Walkers(world_model, tracks, Recipe(batch_size=24, single_latent=0.3))
     walkers.restart(seeded())
     state = walkers.state
     target, following = walkers.targets()
@@ -68,15 +70,15 @@ def test_walkers_read_the_recorded_history_and_target(world):
 
 def test_walkers_continue_on_what_the_model_imagined(world):
     world_model, episodes, latents, *_ = world
-    actions = world_model.normalise(episodes.actions, (MODALITY,) * 3)
-    walkers = Walkers(world_model, latents, actions, Recipe(batch_size=8, max_rollout=4))
+    tracks = make_tracks(world_model, [episodes], [latents], torch.ones(1))
+    walkers = Walkers(world_model, tracks, Recipe(batch_size=8, max_rollout=4))
     generator = seeded()
     for _ in range(12):
         walkers.restart(generator)
         before = {name: value.clone() for name, value in walkers.state.items()}
-        loss, routing = training_loss(world_model, walkers, generator, MODALITY)
+        loss, routing = training_loss(world_model, walkers, generator)
         after = walkers.state
-        assert loss.requires_grad and routing.shape == (8, 1, 4)
+        assert loss.requires_grad and routing[MODALITY].shape == (8, 1, 4)
         assert not after["slots"].requires_grad
         assert torch.equal(after["time"], before["time"] + 1) and (after["time"] <= 6).all()
         assert torch.equal(after["slots"][:, :, 1:-1], before["slots"][:, :, 2:])
@@ -85,9 +87,9 @@ def test_walkers_continue_on_what_the_model_imagined(world):
 
 def test_training_and_inference_see_the_same_history(world):
     world_model, episodes, latents, *_ = world
-    actions = world_model.normalise(episodes.actions, (MODALITY,) * 3)
+    tracks = make_tracks(world_model, [episodes], [latents], torch.ones(1))
     recipe = Recipe(batch_size=6, single_latent=0, history_action_dropout=0)
-    walkers = Walkers(world_model, latents, actions, recipe)
+    walkers = Walkers(world_model, tracks, recipe)
     walkers.restart(seeded())
     for row in range(6):
         episode, time = int(walkers.state["episode"][row]), int(walkers.state["time"][row])
@@ -105,32 +107,45 @@ def test_validation_compares_true_actions_with_another_episodes(world):
     still = heldout.frames[:, [16]].float()
     errors = [(heldout.frames[:, 4 * (4 + k)].float() - still[:, 0]).square().mean() for k in (1, 2)]
     expected = [round(10 * math.log10(255**2 / error.item()), 2) for error in errors]
-    assert report["psnr_still"] == pytest.approx(expected, abs=0.02)
-    assert report["psnr_true"] == report["psnr_shuffled"], "a neutral transformer knows nothing of actions"
+    assert report["still"] == pytest.approx(expected, abs=0.02)
+    assert report["true"] == report["shuffled"], "a neutral transformer knows nothing of actions"
 
 
 def test_clips_begin_where_latents_begin():
     marked = torch.arange(25, dtype=torch.uint8)[None, :, None, None, None].expand(2, -1, 8, 8, 3)
-    clips = sample_clips(marked, 200, 3, seeded())[..., 0, 0, 0]
-    assert clips.shape == (200, 12)
-    starts = set(clips[:, 3].tolist())
-    assert starts == {0, 4, 8, 12, 16}
-    for clip in clips.int():
+    nothing = torch.zeros(2, 0)
+    first, second = (Episodes(name, MODALITY, marked + 100 * k, *[nothing] * 3) for k, name in enumerate("ab"))
+    clips, chosen = sample_clips([first, second], torch.tensor([0.25, 0.75]), 400, 3, seeded())
+    clips = clips[..., 0, 0, 0].int()
+    assert clips.shape == (400, 12)
+    assert torch.equal(clips[:, 3] >= 100, chosen == 1)
+    assert 0.65 < (chosen == 1).float().mean() < 0.85
+    clips -= 100 * chosen[:, None].int()
+    assert set(clips[:, 3].tolist()) == {0, 4, 8, 12, 16}
+    for clip in clips:
         expected = (clip[3] + torch.arange(-3, 9)).clamp(min=0)
         assert torch.equal(clip, expected.int())
 
 
+def test_the_mean_picture_is_that_of_each_data_set():
+    dark, bright = torch.zeros(2, 17, 8, 8, 3, dtype=torch.uint8), torch.full((3, 17, 8, 8, 3), 255, dtype=torch.uint8)
+    nothing = torch.zeros(2, 0)
+    pictures = mean_pictures([Episodes("a", MODALITY, frames, *[nothing] * 3) for frames in (dark, bright)])
+    assert pictures.shape == (2, 1, 3, 8, 8)
+    assert (pictures[0] == -1).all() and (pictures[1] == 1).all()
+
+
 def test_reconstruction_loss_is_zero_only_for_the_picture_itself():
-    pixels = torch.rand(2, 4, 3, 8, 8, generator=seeded())
-    assert reconstruction_loss(pixels, pixels) == 0
-    assert reconstruction_loss(pixels + 0.1, pixels) > 0
+    pixels, black = torch.rand(2, 4, 3, 8, 8, generator=seeded()), torch.zeros(2, 1, 3, 8, 8)
+    assert reconstruction_loss(pixels, pixels, black) == 0
+    assert reconstruction_loss(pixels + 0.1, pixels, black) > 0
     # the same error counts more on what moves than on what stands still
     target = torch.zeros(2, 4, 3, 8, 8)
-    target[0, 0, :, :4, :4] = 1
+    target[:, 0, :, :4, :4] = 1
     moving, still = target.clone(), target.clone()
     moving[0, 0, :, 1, 1] -= 0.5
     still[1, 3, :, 6, 6] -= 0.5
-    assert reconstruction_loss(moving, target) > reconstruction_loss(still, target)
+    assert reconstruction_loss(moving, target, black) > reconstruction_loss(still, target, black)
 
 
 def test_latents_are_encoded_once_for_the_same_weights(world, tmp_path, monkeypatch):
@@ -163,11 +178,12 @@ def test_episodes_are_stacked_by_split(tmp_path):
 def test_the_reward_head_learns_and_reports(tmp_path):
     latents = torch.randn(8, 7, 16, 4, 4, generator=seeded())
     rewards = torch.sigmoid(3 * latents[:, :, 0].mean((2, 3)))
-    episodes = Episodes(torch.empty(8, 0), torch.empty(8, 6, 7), rewards, rewards > 0.7, MODALITY)
+    episodes = Episodes("robot", MODALITY, torch.empty(8, 0), torch.empty(8, 6, 7), rewards, rewards > 0.7)
     report = fit_rewards(latents, episodes, latents, episodes, tmp_path, num_steps=120, batch_size=64)
     assert json.loads((tmp_path / "rewards.json").read_text()) == report
     assert set(report) == {
         "reward_mean_absolute_error",
+        "reward_variance_explained",
         "success_precision",
         "success_recall",
         "success_rate",
@@ -182,16 +198,18 @@ def test_the_reward_head_learns_and_reports(tmp_path):
 
 def test_a_reward_head_can_be_fitted_without_any_success(tmp_path):
     latents = torch.randn(2, 7, 16, 4, 4, generator=seeded())
-    episodes = Episodes(torch.empty(2, 0), torch.empty(2, 6, 7), torch.rand(2, 7), torch.zeros(2, 7).bool(), MODALITY)
+    none = torch.zeros(2, 7).bool()
+    episodes = Episodes("robot", MODALITY, torch.empty(2, 0), torch.empty(2, 6, 7), torch.rand(2, 7), none)
     report = fit_rewards(latents, episodes, latents, episodes, tmp_path, num_steps=3, batch_size=8)
     assert report["success_rate"] == 0 and report["success_recall"] == 0
+    assert not (tmp_path / "reward_model.safetensors").exists(), "it says nothing of a random reward"
 
 
 def test_the_whole_recipe_makes_a_checkpoint_that_loads(tmp_path, monkeypatch):
     quick = functools.partial(fit_rewards, num_steps=3, batch_size=8)
     monkeypatch.setitem(train.__globals__, "fit_rewards", quick)
     config = TrainConfig(
-        data=str(write_dataset(tmp_path / "data")),
+        data=(str(write_dataset(tmp_path / "data")),),
         out=str(tmp_path / "run"),
         autoencoder_steps=2,
         transformer_steps=4,
@@ -203,12 +221,11 @@ def test_the_whole_recipe_makes_a_checkpoint_that_loads(tmp_path, monkeypatch):
     checkpoint = train(config)
     recorded = json.loads((checkpoint / "train_config.json").read_text())
     assert recorded["dim"] == 32 and recorded["transformer_steps"] == 4
-    assert {"config.json", "rewards.json", "transformer.safetensors", "autoencoder.safetensors"} <= {
-        file.name for file in checkpoint.iterdir()
-    }
+    for name in ("config.json", "transformer.safetensors", "autoencoder.safetensors", "domains/robot/rewards.json"):
+        assert (checkpoint / name).is_file()
     assert {json.loads(line)["stage"] for line in (checkpoint / "log.jsonl").open()} == {"autoencoder", "transformer"}
     world_model = WorldModel.from_pretrained(checkpoint, dtype=torch.float32)
-    heldout = load_episodes(config.data, "heldout")
+    heldout = load_episodes(config.data[0], "heldout")
     state = world_model.init_state(heldout.frames[:, :5], heldout.modality, actions=heldout.actions[:, :1])
     state = world_model.imagine(state, heldout.actions[:, 1:3])
     assert world_model.decode(state)[1].shape == (2, 4, 64, 64, 3)
@@ -222,5 +239,5 @@ def test_the_whole_recipe_makes_a_checkpoint_that_loads(tmp_path, monkeypatch):
 
 def test_an_unknown_budget_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"expected one of \['cpu', 'gpu'\]"):
-        train(TrainConfig(data="nowhere", out=str(tmp_path / "run"), budget="huge"))
+        train(TrainConfig(data=("nowhere",), out=str(tmp_path / "run"), budget="huge"))
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""What a checkpoint folder holds besides weights: start states from held-out episodes."""
+"""What a checkpoint folder holds besides weights: start states from held-out episodes, one folder for each domain."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ from astra_env.training.episodes import Episodes
 NUM_CHUNKS = 4  # of known history before an episode begins
 
 
+def domain_folder(checkpoint: str | os.PathLike[str], name: str) -> Path:
+    """CHECKPOINT/domains/NAME, made where there is none."""
+    folder = Path(checkpoint) / "domains" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def write_start_states(heldout: Episodes, folder: str | os.PathLike[str], *, count: int = 48) -> None:
     """Short clips with their actions, from evenly chosen held-out episodes at different times of them."""
     count = min(count, len(heldout))
@@ -20,4 +27,7 @@ def write_start_states(heldout: Episodes, folder: str | os.PathLike[str], *, cou
     picked = [(index * len(heldout) // count, index * 5 % (latest + 1)) for index in range(count)]
     frames = [heldout.frames[e, 4 * t : 4 * (t + NUM_CHUNKS) + 1] for e, t in picked]
     actions = [heldout.actions[e, t : t + NUM_CHUNKS] for e, t in picked]
-    StartStates(torch.stack(frames).numpy(), torch.stack(actions).numpy()).save(Path(folder))
+    speeds = torch.zeros(count)
+    if heldout.speeds is not None:
+        speeds = torch.stack([heldout.speeds[e, t + NUM_CHUNKS] for e, t in picked])
+    StartStates(torch.stack(frames).numpy(), torch.stack(actions).numpy(), speeds.numpy()).save(Path(folder))

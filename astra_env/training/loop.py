@@ -16,13 +16,22 @@ from tqdm import tqdm
 class Trainer:
     """Optimises a module for a fixed number of steps and resumes to the exact state from FOLDER/NAME.pt."""
 
-    def __init__(self, module: nn.Module, folder: Path, name: str, *, num_steps: int, learning_rate: float) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        folder: Path,
+        name: str,
+        *,
+        num_steps: int,
+        learning_rate: float,
+        weight_decay: float = 0.02,
+    ) -> None:
         self.module, self.folder, self.name, self.num_steps = module, folder, name, num_steps
         self.learning_rate, self.step_index = learning_rate, 0
         self.device = next(module.parameters()).device
-        decay = [p for p in module.parameters() if p.ndim > 1]
-        plain = [p for p in module.parameters() if p.ndim <= 1]
-        groups = [{"params": decay, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
+        trained = [p for p in module.parameters() if p.requires_grad]
+        decay, plain = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+        groups = [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
         self.average = {key: value.detach().clone() for key, value in module.state_dict().items()}
         self.generator = torch.Generator().manual_seed(0)

@@ -13,6 +13,9 @@ from tqdm import tqdm
 from astra_env.models.reward_model import RewardModel
 from astra_env.training.episodes import Episodes
 
+EXPLAINED = 0.2
+"""Share of the reward's variance from which on a head is worth keeping: some rewards cannot be seen in a picture."""
+
 
 def fit_rewards(
     latents: Tensor,
@@ -24,43 +27,61 @@ def fit_rewards(
     num_steps: int = 3000,
     batch_size: int = 256,
 ) -> dict[str, float]:
-    """Write the head and rewards.json (held-out error, precision, recall); latents are (E, N + 1, C, h, w)."""
+    """Write rewards.json (held-out error, precision, recall), and the head where it explains the reward.
+
+    Latents are (E, N + 1, C, h, w).
+    """
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    model = RewardModel(latents.shape[2], latent_size=latents.shape[-1])
+    flags = _flags(train)
+    model = RewardModel(latents.shape[2], latent_size=latents.shape[-1], num_flags=len(flags))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
-    flat, rewards, success = latents.flatten(0, 1), train.rewards.flatten(), train.success.flatten().float()
-    positive = torch.nonzero(success)[:, 0]
-    for _ in tqdm(range(num_steps), desc="rewards", unit="step", mininterval=5):
+    flat, rewards = latents.flatten(0, 1), train.rewards.flatten()
+    labels = torch.stack([flag.flatten().float() for flag in flags.values()])
+    for _ in tqdm(range(num_steps), desc=f"rewards of {train.name}", unit="step", mininterval=5):
         index = torch.randint(len(flat), (batch_size,), generator=generator)
-        if len(positive):  # success is rare: a quarter of each batch shows it
-            index[: batch_size // 4] = positive[torch.randint(len(positive), (batch_size // 4,), generator=generator)]
+        for place, label in enumerate(labels):  # what is rare is shown in a quarter of each batch
+            marked = torch.nonzero(label)[:, 0]
+            if 0 < len(marked) < len(label) // 4:
+                part = slice(place * batch_size // 4, (place + 1) * batch_size // 4)
+                index[part] = marked[torch.randint(len(marked), (batch_size // 4,), generator=generator)]
         noise = 0.2 * torch.rand(batch_size, 1, 1, 1, generator=generator)  # imagined latents are a little off
         inputs = flat[index] + noise * torch.randn(index.shape + flat.shape[1:], generator=generator)
-        reward, probability = model(inputs)
-        loss = F.mse_loss(reward, rewards[index]) + 0.2 * F.binary_cross_entropy(probability, success[index])
+        reward, *probabilities = model(inputs)
+        loss = F.mse_loss(reward, rewards[index])
+        for probability, label in zip(probabilities, labels, strict=True):
+            loss = loss + 0.2 * F.binary_cross_entropy(probability, label[index])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-    model.eval().save(folder)
-    report = reward_report(model, heldout_latents, heldout)
+    report = reward_report(model.eval(), heldout_latents, heldout)
     (folder / "rewards.json").write_text(json.dumps(report, indent=2) + "\n")
+    if report["reward_variance_explained"] > EXPLAINED:
+        model.save(folder)
     return report
+
+
+def _flags(episodes: Episodes) -> dict[str, Tensor]:
+    return {"success": episodes.success} | ({} if episodes.failure is None else {"failure": episodes.failure})
 
 
 @torch.no_grad()
 def reward_report(model: RewardModel, latents: Tensor, episodes: Episodes) -> dict[str, float]:
-    """Mean absolute error of the reward, precision and recall of success at probability 0.5, and the base rate."""
+    """Error of the reward, precision and recall of success and failure at probability 0.5, and their base rates."""
     outputs = [model(part) for part in latents.flatten(0, 1).split(512)]
-    reward, probability = (torch.cat(part) for part in zip(*outputs, strict=True))
-    success, predicted = episodes.success.flatten(), probability > 0.5
-    hits = (predicted & success).sum().item()
-    return {
-        "reward_mean_absolute_error": (reward - episodes.rewards.flatten()).abs().mean().item(),
-        "success_precision": hits / max(predicted.sum().item(), 1),
-        "success_recall": hits / max(success.sum().item(), 1),
-        "success_rate": success.float().mean().item(),
-        "num_latents": len(success),
+    reward, *probabilities = (torch.cat(part) for part in zip(*outputs, strict=True))
+    truth = episodes.rewards.flatten()
+    report = {
+        "reward_mean_absolute_error": (reward - truth).abs().mean().item(),
+        "reward_variance_explained": 1 - ((reward - truth).square().mean() / truth.var().clamp(min=1e-9)).item(),
+        "num_latents": len(truth),
     }
+    for (name, flag), probability in zip(_flags(episodes).items(), probabilities, strict=True):
+        label, predicted = flag.flatten(), probability > 0.5
+        hits = (predicted & label).sum().item()
+        report[f"{name}_precision"] = hits / max(predicted.sum().item(), 1)
+        report[f"{name}_recall"] = hits / max(label.sum().item(), 1)
+        report[f"{name}_rate"] = label.float().mean().item()
+    return report
