@@ -28,11 +28,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report.add_argument("--readme", type=Path, default=Path("README.md"))
     wan = commands.add_parser("backbone", help="count the arithmetic of the 1.3B backbone; time it where a GPU is")
     wan.add_argument("--out", type=Path, default=RESULTS.with_name("backbone.json"))
+    _add_domains(commands)
     options = parser.parse_args(arguments)
+    run = {"first-light": _first_light, "report": _report, "backbone": _backbone, "domains": _domains}
     try:
-        {"first-light": _first_light, "report": _report, "backbone": _backbone}[options.command](options)
+        run[options.command](options)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"astra-bench: {error}")
+
+
+def _add_domains(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("domains", help="measure every domain of one world model")
+    parser.add_argument("--data", required=True, nargs="+", type=_pair, help="robot=DIR driving=DIR camera=DIR ...")
+    parser.add_argument("--world-model", default="astra-tiny", help="bundled name or checkpoint folder")
+    parser.add_argument("--out", type=Path, default=RESULTS.with_name("domains.json"), help="results file")
+    parser.add_argument("--readme", type=Path, help="Markdown file whose part about the domains is replaced")
+    parser.add_argument("--quick", action="store_true", help="a few of everything, to see that it works")
+    parser.add_argument("--single", nargs="+", type=_pair, default=[], help="robot=CHECKPOINT ... of one domain each")
+    parser.add_argument("--joint", help="checkpoint that is compared with them (default: the world model)")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not (name and separator and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not DOMAIN=PATH")
+    return name, value
 
 
 def _first_light(options: argparse.Namespace) -> None:
@@ -52,12 +72,33 @@ def _first_light(options: argparse.Namespace) -> None:
     print(f"\nWritten: {options.out}, and beside it {options.out.stem}.png and contact_sheet.png.")
 
 
+def _domains(options: argparse.Namespace) -> None:
+    from benchmarks.domains import QUICK, Checkpoints, Sizes, domains
+    from benchmarks.domains_report import render_domains
+    from benchmarks.writing import around_markers, replace_marked
+
+    if options.readme is not None:
+        around_markers(options.readme, "domains")  # now, not after an hour of measuring
+    checkpoints = Checkpoints(options.world_model, options.joint, dict(options.single))
+    results = domains(dict(options.data), checkpoints, options.out, QUICK if options.quick else Sizes())
+    text = render_domains(results)
+    if options.readme is not None:
+        replace_marked(options.readme, "domains", text)
+    print(text)
+    print(f"\nWritten: {options.out}, and pictures beside it.")
+
+
 def _report(options: argparse.Namespace) -> None:
+    from benchmarks.domains_report import render_domains
     from benchmarks.report import save_plot, update_readme
+    from benchmarks.writing import replace_marked
 
     results = json.loads(options.results.read_text())
-    update_readme(options.readme, results)
-    save_plot(options.results.with_suffix(".png"), results)
+    if "domains" in results:
+        replace_marked(options.readme, "domains", render_domains(results))
+    else:
+        update_readme(options.readme, results)
+        save_plot(options.results.with_suffix(".png"), results)
     print(f"{options.readme} shows the figures of {options.results}.")
 
 

@@ -6,7 +6,6 @@ Everything is measured on held-out episodes, with fixed seeds, and written to on
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,22 +16,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.imagination import (
-    DIRECTIONS,
-    START,
-    Bench,
-    action_following,
-    follow,
-    load_bench,
-    open_loop,
-    open_loop_frames,
-    recorded_frames,
-)
+from astra_env.models import WorldModel
+from benchmarks.imagination import START, Bench, load_bench, open_loop, open_loop_frames, recorded_frames
 from benchmarks.metrics import PerceptualFeatures, psnr
-from benchmarks.pose_estimator import PoseEstimator, estimator_report, trained_pose_estimator
+from benchmarks.pose_estimator import estimator_report, trained_pose_estimator
+from benchmarks.robot_following import DIRECTIONS, RobotFollower, load_workspace
 from benchmarks.runtime import latency, machine, rollout_report
+from benchmarks.writing import rounded, write_json
 
-GUIDANCE_DIRECTIONS = tuple(entry for entry in DIRECTIONS if entry[0] in (0, 1, 2, 6))
+GUIDANCE_DIRECTIONS = tuple(name for name, (axis, _) in DIRECTIONS.items() if axis in (0, 1, 2, 6))
 GUIDANCE_SCALES, STEP_COUNTS = (1.0, 1.5, 2.0, 3.0), (1, 2, 4, 8)
 
 
@@ -69,7 +61,7 @@ QUICK = Sizes(
 """Enough to see that everything works."""
 
 
-def sampling_table(bench: Bench, estimator: PoseEstimator, name: str, sizes: Sizes) -> list[dict[str, Any]]:
+def sampling_table(bench: Bench, follower: RobotFollower, name: str, sizes: Sizes) -> list[dict[str, Any]]:
     """Quality, obedience and time of every guidance scale at the default steps, and of every number of steps."""
     default = bench.world_model.sampling
     scales = [(default.num_inference_steps, scale) for scale in (default.guidance_scale, *GUIDANCE_SCALES)]
@@ -80,7 +72,7 @@ def sampling_table(bench: Bench, estimator: PoseEstimator, name: str, sizes: Siz
     for num_steps, scale in tqdm(settings, desc="guidance and steps", unit="setting"):
         sampling = {"num_inference_steps": num_steps, "guidance_scale": scale}
         video = open_loop_frames(bench, rows, rows, **sampling)
-        followed = [follow(bench, estimator, entry, sizes.guidance_starts, **sampling) for entry in GUIDANCE_DIRECTIONS]
+        followed = [follower.follow(bench, entry, sizes.guidance_starts, **sampling) for entry in GUIDANCE_DIRECTIONS]
         measured = [entry for entry in followed if entry["num_starts"]]
         table.append(
             {
@@ -104,31 +96,14 @@ def contact_frames(bench: Bench, count: int = 6) -> tuple[Tensor, Tensor]:
     return torch.cat([start, real[:, 3::4]], dim=1), torch.cat([start, imagined[:, 3::4]], dim=1)
 
 
-def rounded(value: Any) -> Any:
-    """The same JSON value with numbers of five significant digits, and None for what is not finite."""
-    if isinstance(value, dict):
-        return {str(key): rounded(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(entry) for entry in value]
-    if isinstance(value, float):
-        return float(f"{value:.5g}") if np.isfinite(value) else None
-    return value
-
-
-def write_json(path: Path, results: dict[str, Any]) -> None:
-    """The file appears under its name only when complete."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
-    os.replace(partial, path)
-
-
 @torch.no_grad()
 def first_light(
     data: str | os.PathLike[str], world_model: str, out: Path, sizes: Sizes
 ) -> tuple[dict[str, Any], Bench]:
     """Measure everything, write the results to out, and return them with what they were measured on."""
     features = PerceptualFeatures()
-    bench = load_bench(data, world_model, sizes.episodes)
+    bench = load_bench(data, WorldModel.from_pretrained(world_model), sizes.episodes)
+    workspace = load_workspace(data, len(bench.heldout))
     out.parent.mkdir(parents=True, exist_ok=True)
     with torch.enable_grad():
         estimator = trained_pose_estimator(
@@ -138,16 +113,17 @@ def first_light(
             steps=sizes.estimator_steps,
             episodes=sizes.estimator_episodes,
         )
+    follower = RobotFollower(workspace, estimator)
     parts = {
         "latency": lambda: {
             str(threads): latency(world_model, sizes.latency_steps, sizes.warm_up_steps, threads) for threads in (2, 1)
         },
         "open_loop": lambda: open_loop(bench, features, sizes.perceptual_episodes),
         "pose_estimator": lambda: estimator_report(
-            estimator, bench.heldout.frames[:100], bench.poses[:100], bench.world_model.autoencoder
+            estimator, bench.heldout.frames[:100], workspace.vectors[:100], bench.world_model.autoencoder
         ),
-        "action_following": lambda: action_following(bench, estimator, sizes.starts),
-        "sampling": lambda: sampling_table(bench, estimator, world_model, sizes),
+        "action_following": lambda: follower.report(bench, sizes.starts),
+        "sampling": lambda: sampling_table(bench, follower, world_model, sizes),
         "long_rollout": lambda: rollout_report(
             world_model, features, bench.heldout.frames, sizes.rollouts, sizes.rollout_steps
         ),

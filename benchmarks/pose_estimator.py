@@ -8,16 +8,12 @@ and the gripper from 0 open to 1 closed.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -25,6 +21,7 @@ from tqdm import tqdm
 from astra_env import geometry
 from astra_env.datasets.recorded import RecordedDataset
 from astra_env.models.autoencoder import VideoAutoencoder
+from benchmarks.estimator_cache import cached_estimator
 
 POSE_FIELDS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 HOME_ROTATION = np.diag([1.0, -1.0, -1.0])
@@ -144,24 +141,14 @@ def trained_pose_estimator(
     root: str | os.PathLike[str], autoencoder: VideoAutoencoder, cache: Path, *, steps: int, episodes: int
 ) -> PoseEstimator:
     """The estimator of a data set, read from the cache when that was made from the same data by the same recipe."""
-    model, digest = PoseEstimator(), hashlib.sha256((Path(root) / "dataset.json").read_bytes())
-    digest.update(str(model).encode())
-    for weights in autoencoder.state_dict().values():
-        digest.update(weights.cpu().numpy().tobytes())
-    recipe = {"recipe": json.dumps({"inputs": digest.hexdigest(), "steps": steps, "episodes": episodes})}
-    if cache.is_file():
-        try:
-            with safe_open(cache, "pt") as file:
-                if file.metadata() == recipe:
-                    model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-                    return model.eval().requires_grad_(False)
-        except SafetensorError as error:
-            raise ValueError(f"{cache} cannot be read ({error}); delete it, and it is made again.") from error
-    model = fit_pose_estimator(*load_frames(root, "train", episodes, autoencoder), steps)
-    partial = cache.with_name(cache.name + ".partial")
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, partial, metadata=recipe)
-    os.replace(partial, cache)
-    return model
+    return cached_estimator(
+        PoseEstimator(),
+        lambda: fit_pose_estimator(*load_frames(root, "train", episodes, autoencoder), steps),
+        cache,
+        root=root,
+        autoencoder=autoencoder,
+        recipe={"steps": steps, "episodes": episodes},
+    )
 
 
 @torch.no_grad()
@@ -183,12 +170,12 @@ def estimator_report(
         report[f"mean_absolute_error_{name}"] = (estimate - truth).abs().mean((0, 1)).tolist()
         pairs = [displacement(p[:, :-window], p[:, window:]).flatten(0, 1) for p in (estimate, truth)]
         report[f"motion_correlation_{name}"] = [
-            _correlation(pairs[0][:, axis], pairs[1][:, axis]) for axis in range(len(POSE_FIELDS))
+            correlation(pairs[0][:, axis], pairs[1][:, axis]) for axis in range(len(POSE_FIELDS))
         ]
     return report
 
 
-def _correlation(first: Tensor, second: Tensor) -> float | None:
-    """Pearson's coefficient; None where one side is constant."""
+def correlation(first: Tensor, second: Tensor) -> float | None:
+    """Pearson's coefficient of two rows (N,); None where one side is constant."""
     value = torch.corrcoef(torch.stack([first, second]))[0, 1]
     return float(value) if torch.isfinite(value) else None

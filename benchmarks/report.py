@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from torch import Tensor
 
-BEGIN, END = "<!-- first-light:begin -->", "<!-- first-light:end -->"
+from benchmarks.writing import number, percent, replace_marked, table, write_png
+
 CONTACT_STEPS = (0, 1, 2, 4, 6, 8, 10)
 NAMES = {
     "true": "imagined, true actions",
@@ -19,22 +18,6 @@ NAMES = {
     "still": "repeat the last frame",
     "ceiling": "autoencoder alone (ceiling)",
 }
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Markdown of one table; the first column is aligned left, the others right."""
-    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """A number of so many decimals; a dash where there is none."""
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def percent(value: float | None) -> str:
-    """A share as a whole percentage."""
-    return "–" if value is None else f"{100 * value:.0f} %"
 
 
 def render_table(results: dict[str, Any]) -> str:
@@ -147,17 +130,8 @@ def _runtime(results: dict[str, Any]) -> str:
 
 
 def update_readme(path: str | os.PathLike[str], results: dict[str, Any]) -> None:
-    """Replace what stands between the two markers of a Markdown file."""
-    path = Path(path)
-    text = path.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(
-            f"{path} needs one line {BEGIN} and after it one line {END}; add them where the table belongs."
-        )
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(f"{before}{BEGIN}\n{render_table(results)}\n{END}{after}")
-    os.replace(partial, path)
+    """Replace what stands between the two first-light markers of a Markdown file."""
+    replace_marked(path, "first-light", render_table(results))
 
 
 def save_plot(path: Path, results: dict[str, Any]) -> None:
@@ -188,6 +162,4 @@ def save_contact_sheet(path: Path, real: Tensor, imagined: Tensor, scale: int = 
         rows += [np.concatenate(list(frames), axis=1) for frames in pair]
         rows.append(np.full((4, rows[-1].shape[1], 3), 255, np.uint8))
     sheet = np.concatenate(rows[:-1]).repeat(scale, axis=0).repeat(scale, axis=1)
-    partial = path.with_name("partial-" + path.name)
-    cv2.imwrite(str(partial), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
-    os.replace(partial, path)
+    write_png(path, sheet)

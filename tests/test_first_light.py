@@ -9,15 +9,15 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_world_model
 
 from astra_env.actions import ACTION_MODALITIES
 from astra_env.envs.start_states import StartStates
 from astra_env.geometry import make_pose, rpy_to_matrix
+from astra_env.models import WorldModel
 from astra_env.models.reward_model import RewardModel
-from astra_env.training.train import TrainConfig, build_world_model
 from benchmarks.cli import main
-from benchmarks.first_light import rounded
-from benchmarks.imagination import ROOM, choose_starts, follow, load_bench, open_loop_frames
+from benchmarks.imagination import load_bench, open_loop_frames
 from benchmarks.pose_estimator import (
     HOME_ROTATION,
     displacement,
@@ -25,12 +25,14 @@ from benchmarks.pose_estimator import (
     pose_vectors,
     trained_pose_estimator,
 )
-from benchmarks.report import BEGIN, END, update_readme
+from benchmarks.robot_following import DIRECTIONS, ROOM, RobotFollower, load_workspace
 from benchmarks.runtime import smooth_actions
+from benchmarks.writing import markers, replace_marked, rounded
 
 MODALITY = ACTION_MODALITIES["end_effector"]
 LOW, HIGH = np.array([0.45, -0.12, -0.1]), np.array([0.67, 0.12, 0.07])
 NUM_CHUNKS = 15
+BEGIN, END = markers("first-light")
 
 
 def toy_episode(seed, split):
@@ -78,16 +80,23 @@ def data(tmp_path_factory):
 def checkpoint(tmp_path_factory, data):
     """An untrained world with all that an environment needs."""
     folder = tmp_path_factory.mktemp("world")
-    build_world_model(TrainConfig("", "", dim=32, num_layers=2), MODALITY.name, 7, (64, 64)).save_pretrained(folder)
-    RewardModel().save(folder)
+    tiny_world_model(perturbed=False, size=64).save_pretrained(folder)
+    bundled = folder / "domains" / "robot"
+    bundled.mkdir(parents=True)
+    RewardModel().save(bundled)
     frames = np.stack([toy_episode(index, "heldout")["frames"][:17] for index in range(2)])
-    StartStates(frames, np.zeros((2, 4, 7), np.float32)).save(folder)
+    StartStates(frames, np.zeros((2, 4, 7), np.float32)).save(bundled)
     return folder
 
 
 @pytest.fixture(scope="module")
 def bench(data, checkpoint):
-    return load_bench(data, str(checkpoint), episodes=5)
+    return load_bench(data, WorldModel.from_pretrained(checkpoint), episodes=5)
+
+
+@pytest.fixture(scope="module")
+def workspace(data):
+    return load_workspace(data, episodes=5)
 
 
 @pytest.mark.parametrize("axis", range(7))
@@ -139,12 +148,13 @@ def test_the_estimator_is_cached_for_its_data_and_recipe_only(data, bench, tmp_p
         trained_pose_estimator(data, bench.world_model.autoencoder, cache, steps=2, episodes=2)
 
 
-@pytest.mark.parametrize(("axis", "sign"), [(0, 1), (0, -1), (2, 1), (6, 1), (6, -1)])
-def test_starts_have_room_in_their_direction(bench, axis, sign):
-    starts = choose_starts(bench, axis, sign, 50)
-    assert starts and starts == choose_starts(bench, axis, sign, 50)
+@pytest.mark.parametrize("name", ["+dx", "-dx", "+dz", "+gripper", "-gripper"])
+def test_starts_have_room_in_their_direction(bench, workspace, name):
+    (axis, sign), follower = DIRECTIONS[name], RobotFollower(workspace, read_pose)
+    starts = follower.starts(bench, name, 50)
+    assert starts and starts == follower.starts(bench, name, 50)
     for episode, chunk in starts:
-        value, end = bench.poses[episode, 4 * chunk, axis], (bench.high if sign > 0 else bench.low)[axis]
+        value, end = workspace.vectors[episode, 4 * chunk, axis], (workspace.high if sign > 0 else workspace.low)[axis]
         assert sign * (end - value) >= ROOM[axis]
 
 
@@ -176,11 +186,12 @@ def read_pose(frames):
     return frames[:, 0, 0]
 
 
-def test_following_tells_an_obedient_world_from_a_stubborn_one(bench):
+def test_following_tells_an_obedient_world_from_a_stubborn_one(bench, workspace):
+    follower = RobotFollower(workspace, read_pose)
     for obedience, share in ((1.0, 1.0), (0.0, 0.0), (-1.0, 0.0)):
         toy = dataclasses.replace(bench, world_model=ToyWorld(obedience))
-        for direction in ((0, 1), (1, -1), (2, -1), (6, 1), (6, -1)):
-            entry = follow(toy, read_pose, direction, 4)
+        for name in ("+dx", "-dy", "-dz", "+gripper", "-gripper"):
+            entry = follower.follow(toy, name, 4)
             assert entry["num_starts"] > 0 and entry["right_way"] == share
             assert np.sign(entry["mean_displacement"]) == np.sign(obedience)
 
@@ -198,7 +209,7 @@ def test_open_loop_depends_on_the_actions_and_repeats_exactly(bench):
 
 def test_too_few_held_out_episodes_are_refused(data, checkpoint):
     with pytest.raises(ValueError, match="1 held-out episodes"):
-        load_bench(data, str(checkpoint), episodes=1)
+        load_bench(data, WorldModel.from_pretrained(checkpoint), episodes=1)
 
 
 def test_one_command_measures_everything_and_fills_the_readme(data, checkpoint, tmp_path, capsys, monkeypatch):
@@ -234,7 +245,7 @@ def test_a_readme_without_markers_is_left_alone(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("no markers")
     with pytest.raises(ValueError, match="needs one line"):
-        update_readme(readme, {})
+        replace_marked(readme, "first-light", "table")
     assert readme.read_text() == "no markers"
 
 
