@@ -56,7 +56,7 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", default="outputs/demo", help="folder for demo.mp4 and demo.rrd (%(default)s)")
+    parser.add_argument("--out", default="outputs/demo", help="folder for demo.mp4 and the .rrd files (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="noise of the world and of the planner (%(default)s)")
     parser.add_argument("--world-model", default="astra-tiny", help="bundled name or checkpoint folder (%(default)s)")
 
@@ -125,7 +125,7 @@ def _add_nothing(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS: dict[str, Command] = {
     "list": Command("print the environments, their actions and the bundled worlds", _add_nothing, _list),
-    "demo": Command("imagine scripted actions and a plan; write an MP4 and a Rerun recording", _add_demo, _demo),
+    "demo": Command("imagine scripted actions and a plan; write an MP4 and Rerun recordings", _add_demo, _demo),
     "collect": Command("record episodes in the real simulator (needs: make simulators)", _add_collect, _collect),
     "train": Command("fit a world to recorded episodes; resumes when called again", _add_train, _train),
 }

@@ -1,4 +1,4 @@
-"""`astra-env demo`: a scripted action sequence and a plan towards a goal picture, imagined by the bundled world.
+"""`astra-env demo`: scripted actions in every domain of a world and a plan towards a goal picture, all imagined.
 
 The planner is a plug-in, named "module:Class" and resolved when the demo runs: the library stays below the policies.
 """
@@ -21,12 +21,14 @@ import torch
 from tqdm import tqdm
 
 from astra_env.actions import ActionModality
-from astra_env.envs.env import AstraEnv
+from astra_env.envs import ENVIRONMENTS
+from astra_env.envs.domains import FOLDER
+from astra_env.envs.env import load_world_model
+from astra_env.models import WorldModel
 from astra_env.models.checkpoint import checkpoint_folder
 from astra_env.video import draw_action, resize_frames, side_by_side, write_video
 from astra_env.visualization import Recording, log_rollout
 
-ENVIRONMENT = "Astra-RT1-v0"
 PLANNER = "policies.mpc:MPCPolicy"
 FILE_NAME = "demo.npz"
 VIDEO_SIZE = (384, 384)
@@ -34,20 +36,25 @@ VIDEO_SIZE = (384, 384)
 
 @dataclass(frozen=True)
 class Demonstration:
-    """What the real simulator recorded: frames uint8 (4 N + 1, H, W, 3), actions (N, A), a goal uint8 (H, W, 3)."""
+    """What the real simulator recorded: frames uint8 (4 N + 1, H, W, 3) and actions (N, A)."""
 
     frames: np.ndarray
     actions: np.ndarray
-    goal: np.ndarray
+    speed: float = 0.0
+    """Of a car where its script begins, in m/s."""
+    goal: np.ndarray | None = None
+    """A picture to plan towards, uint8 (H, W, 3)."""
 
     @classmethod
-    def load(cls, folder: Path) -> Demonstration:
-        """Reads demo.npz of a checkpoint, or of the bundled one where a checkpoint has none."""
-        path = folder / FILE_NAME
+    def load(cls, folder: Path, domain: str, frame_size: tuple[int, int]) -> Demonstration:
+        """Reads demo.npz of a domain from a folder of domains, or the bundled one, at a size (H, W)."""
+        path = folder / domain / FILE_NAME
         if not path.is_file():
-            path = checkpoint_folder("astra-tiny") / FILE_NAME
+            path = checkpoint_folder("astra-tiny") / FOLDER / domain / FILE_NAME
         with np.load(path, allow_pickle=False) as arrays:
-            return cls(arrays["frames"], arrays["actions"], arrays["goal"])
+            frames = resize_frames(arrays["frames"], frame_size)
+            goal = resize_frames(arrays["goal"], frame_size) if "goal" in arrays else None
+            return cls(frames, arrays["actions"], float(arrays["speed"]), goal)
 
     @property
     def chunk_frames(self) -> int:
@@ -55,14 +62,15 @@ class Demonstration:
         return (len(self.frames) - 1) // len(self.actions)
 
     @property
-    def history(self) -> dict[str, np.ndarray]:
-        """The still frames that imagination begins from, with their actions: options of `AstraEnv.reset`."""
+    def history(self) -> dict[str, Any]:
+        """The frames before the script, with their actions: options of `AstraEnv.reset`."""
         still = self.num_still
-        return {"frames": self.frames[: 1 + still * self.chunk_frames], "actions": self.actions[:still]}
+        frames = self.frames[: 1 + still * self.chunk_frames]
+        return {"frames": frames, "actions": self.actions[:still], "speed": self.speed}
 
     @property
     def num_still(self) -> int:
-        """Actions before the first that moves anything: what they show is the history that imagination begins from."""
+        """Actions before the first that is not 0: what they show is the history that imagination begins from."""
         return int(self.actions.any(axis=1).argmax())
 
 
@@ -76,57 +84,98 @@ class Rollout:
     seconds: np.ndarray
 
 
+def demonstrations(world_model: WorldModel) -> dict[str, Demonstration]:
+    """Environment id -> recording, for the domains in the world's folder; else for the first of each modality."""
+    folder = Path() if world_model.folder is None else world_model.folder / FOLDER
+    usable = {
+        env_id: spec
+        for env_id, spec in ENVIRONMENTS.items()
+        if spec.modality in world_model.modalities and not spec.discrete
+    }
+    shown = [env_id for env_id, spec in usable.items() if (folder / spec.domain).is_dir()]
+    if not shown:
+        modalities = [spec.modality for spec in usable.values()]
+        shown = [env_id for index, env_id in enumerate(usable) if modalities.index(modalities[index]) == index]
+    size = world_model.frame_size
+    return {env_id: Demonstration.load(folder, ENVIRONMENTS[env_id].domain, size) for env_id in shown}
+
+
 def run_demo(
     out: str | Path, *, seed: int = 0, world_model: str = "astra-tiny", num_plan_steps: int = 6
 ) -> dict[str, Any]:
-    """Imagines both parts, writes `demo.mp4` and `demo.rrd` into a folder, and prints what happens.
+    """Imagines every domain, writes `demo.mp4` and a Rerun recording a domain into a folder, and prints what happens.
 
     Returns:
-        `psnr` of the imagined chunks against the recorded ones in dB (list), `step_ms` (median), `goal_distance` at
-        the start and after every planned step (list), and the two paths `video` and `recording`.
+        the path `video`, and for each domain a dictionary: `psnr` of the imagined chunks against the recorded ones in
+        dB (list), `step_ms` (median), the path `recording`, and where there is a plan, `goal_distance` at the start
+        and after every planned step (list).
     """
     out = Path(out)
-    demonstration = Demonstration.load(checkpoint_folder(world_model))
-    env: Any = gymnasium.make(ENVIRONMENT, world_model=world_model)
-    modality = env.unwrapped.action_modality
-    print(f"{ENVIRONMENT}: {_describe(env.unwrapped)}")
+    loaded = load_world_model(world_model, None)
+    millions = sum(parameter.numel() for parameter in loaded.parameters()) / 1e6
+    print(f"A learned video world of {millions:.1f}M parameters ({loaded.device}, {torch.get_num_threads()} threads)")
+    results: dict[str, Any] = {"video": out / "demo.mp4"}
+    parts, fps = [], 0.0
+    for env_id, demonstration in demonstrations(loaded).items():
+        env: Any = gymnasium.make(env_id, world_model=world_model)
+        domain, modality = ENVIRONMENTS[env_id].domain, env.unwrapped.action_modality
+        fps = modality.rate_hz * demonstration.chunk_frames
+        recording = out / f"{domain}.rrd"
+        print(f"\n{env_id}: {ENVIRONMENTS[env_id].description}")
+        with Recording(recording, views=("imagined", "recorded", "goal"), modality=modality, fps=fps) as log:
+            figures, pictures = _show_script(env, demonstration, log, seed)
+            if demonstration.goal is not None:
+                distances, plan = _show_plan(env, demonstration, log, seed, num_plan_steps)
+                figures, pictures = figures | {"goal_distance": distances}, [*pictures, *plan]
+        env.close()
+        results[domain] = figures | {"recording": recording}
+        parts += pictures
+    write_video(results["video"], np.concatenate(parts), fps)
+    recordings = " ".join(str(figures["recording"]) for name, figures in results.items() if name != "video")
+    print(f"\n{results['video']}  opens in any browser or video player: imagination left, the recording or goal right.")
+    print(f"{_rerun_command()} {recordings}  shows them with actions, rewards and plans on a timeline.")
+    return results
+
+
+def _show_script(
+    env: gymnasium.Env, demonstration: Demonstration, log: Recording, seed: int
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Imagines the script, logs it beside the recording; returns the figures and the video's pictures."""
+    modality: ActionModality = env.unwrapped.action_modality  # type: ignore[attr-defined]
     still = demonstration.num_still
     real = demonstration.frames[still * demonstration.chunk_frames :]
-    script = demonstration.actions[still:]
-    print(f"\n1. {len(script)} scripted actions from one recorded start: {_summary(modality, script)}.")
+    print(f"  {len(demonstration.actions) - still} scripted actions: {_summary(modality, demonstration.actions)}.")
     scripted = _imagine_script(env, demonstration, seed)
     psnr = [_psnr(a, b) for a, b in zip(_chunks(scripted), _chunks(scripted, real), strict=True)]
     step_ms = 1000 * float(np.median(scripted.seconds))
-    print(f"   {step_ms:.1f} ms a step (median) for {1000 / modality.rate_hz:.0f} ms of video.")
-    print(f"   PSNR against the simulator's recording of the same actions: {_after(psnr)}.")
-    print(f"\n2. Planning {num_plan_steps} actions towards a goal picture, by imagining candidates ({PLANNER}).")
-    planned, distances, searches = _imagine_plan(env, demonstration, seed, num_plan_steps)
-    print(f"   Distance to the goal in latent space: {distances[0]:.3f} at the start, {distances[-1]:.3f} at the end.")
+    print(f"  {step_ms:.1f} ms a step (median) for {1000 / modality.rate_hz:.0f} ms of video.")
+    print(f"  PSNR against the simulator's recording of the same actions: {_after(psnr)}.")
+    log.log_event("scripted actions begin")
+    log_rollout(log, {"imagined": scripted.frames, "recorded": real}, scripted.actions, scripted.rewards)
+    pictures = _picture(modality, scripted, real, ("imagined", "recorded in the simulator"))
+    return {"psnr": psnr, "step_ms": step_ms}, [pictures]
 
+
+def _show_plan(
+    env: gymnasium.Env, demonstration: Demonstration, log: Recording, seed: int, num_steps: int
+) -> tuple[list[float], list[np.ndarray]]:
+    """Plans towards the goal and logs it; returns the distances to it and the video's pictures."""
+    modality: ActionModality = env.unwrapped.action_modality  # type: ignore[attr-defined]
+    print(f"  Planning {num_steps} actions towards a goal picture, by imagining candidates ({PLANNER}).")
+    planned, distances, searches = _imagine_plan(env, demonstration, seed, num_steps)
+    print(f"  Distance to the goal in latent space: {distances[0]:.3f} at the start, {distances[-1]:.3f} at the end.")
+    assert demonstration.goal is not None
     goal = np.broadcast_to(demonstration.goal, planned.frames.shape)
-    video, recording = out / "demo.mp4", out / "demo.rrd"
-    fps = modality.rate_hz * demonstration.chunk_frames
-    parts = [
-        _picture(modality, scripted, real, ("imagined", "recorded in the simulator")),
-        _picture(modality, planned, goal, ("imagined: the plan", "goal")),
-    ]
-    write_video(video, np.concatenate(parts), fps)
-    with Recording(recording, views=("imagined", "recorded", "goal"), modality=modality, fps=fps) as log:
-        log.log_event("scripted actions begin")
-        log_rollout(log, {"imagined": scripted.frames, "recorded": real}, scripted.actions, scripted.rewards)
-        log.log_event("the plan towards the goal begins")
-        log_rollout(log, {"imagined": planned.frames, "goal": goal}, planned.actions, planned.rewards, plans=searches)
-    env.close()
-    print(f"\n{video}  opens in any browser or video player: imagination left, the real recording or the goal right.")
-    print(f"{recording}  opens with: {_rerun_command()} {recording}")
-    return {"psnr": psnr, "step_ms": step_ms, "goal_distance": distances, "video": video, "recording": recording}
+    log.log_event("the plan towards the goal begins")
+    log_rollout(log, {"imagined": planned.frames, "goal": goal}, planned.actions, planned.rewards, plans=searches)
+    return distances, [_picture(modality, planned, goal, ("imagined: the plan", "goal"))]
 
 
 def _imagine_script(env: gymnasium.Env, demonstration: Demonstration, seed: int) -> Rollout:
     """Imagines the recorded actions from the history before them."""
     still = demonstration.num_still
     _, info = env.reset(seed=seed, options=demonstration.history)
-    return _rollout(env, info, tqdm(demonstration.actions[still:], desc="   imagining", unit="step"))
+    return _rollout(env, info, tqdm(demonstration.actions[still:], desc="  imagining", unit="step"))
 
 
 def _imagine_plan(
@@ -138,7 +187,7 @@ def _imagine_plan(
     distances, searches = [info["reward_terms"]["goal_distance"]], []
 
     def actions() -> Any:
-        for _ in tqdm(range(num_steps), desc="   planning", unit="step"):
+        for _ in tqdm(range(num_steps), desc="  planning", unit="step"):
             yield policy.act(observation)
             searches.append(policy.plan.history.numpy())
 
@@ -191,13 +240,6 @@ def _summary(modality: ActionModality, actions: np.ndarray) -> str:
     """The fields that the actions move, in order of appearance."""
     moved = [modality.fields[index] for action in actions for index in action.nonzero()[0]]
     return "out and back along " + ", ".join(dict.fromkeys(moved))
-
-
-def _describe(env: AstraEnv) -> str:
-    """The world in one line."""
-    millions = sum(parameter.numel() for parameter in env.world_model.parameters()) / 1e6
-    where = f"{env.world_model.device}, {torch.get_num_threads()} threads"
-    return f"a learned video world of {millions:.1f}M parameters imagines a robot arm at a table ({where})"
 
 
 def _rerun_command() -> str:

@@ -74,19 +74,25 @@ CENTRE = (0.55, 0.0, -0.01)  # where the robot's gripper begins, metres in the b
 GOAL_MOTION = (0.035, -0.045, -0.03)  # metres a chunk, for three chunks
 
 
-def record_demonstration(path: str | os.PathLike[str], env_id: str = "Astra-RT1-v0") -> None:
-    """Write frames uint8 (4 N + 1, H, W, 3) and actions float32 (N, A) to an npz, the robot's with a goal (H, W, 3)."""
+def record_demonstration(path: str | os.PathLike[str], env_id: str) -> None:
+    """Write frames uint8 (4 N + 1, H, W, 3), actions float32 (N, A) and a car's speed where its script begins, in m/s.
+
+    The robot's recording has a goal (H, W, 3) too. The file is an npz.
+    """
     simulator: Any = make_simulator(env_id)
     script = SCRIPTS[env_id]
     actions = script.actions(simulator.unwrapped.modality)
-    arrays = {"actions": actions}
+    arrays: dict[str, Any] = {"actions": actions}
     first = _begin(simulator, script.seed)
-    arrays["frames"] = np.concatenate([first[None], *(simulator.step(action)[4]["frames"] for action in actions)])
+    infos = [simulator.step(action)[4] for action in actions]
+    arrays["frames"] = np.concatenate([first[None], *(info["frames"] for info in infos)])
+    arrays["speed"] = np.float32(infos[HOLD - 1].get("speed", 0.0))
     if simulator.unwrapped.modality.name == "end_effector":
         _begin(simulator, script.seed)
         for _ in range(3):
             arrays["goal"] = simulator.step(np.array([*GOAL_MOTION, 0, 0, 0, 0], np.float32))[0]
     simulator.close()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     partial = Path(path).with_name("partial-" + Path(path).name)
     np.savez_compressed(partial, allow_pickle=False, **arrays)
     os.replace(partial, path)
