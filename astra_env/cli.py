@@ -107,7 +107,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
             options |= {"type": typing.get_args(kind)[0], "nargs": "+"}
         elif kind is not bool:
             options["type"] = kind
-        parser.add_argument(flag, action=action, help=None if required else "default: %(default)s", **options)
+        text = (
+            field.metadata["help"]
+            if field.default in (None, dataclasses.MISSING)
+            else f"{field.metadata['help']} (%(default)s)"
+        )
+        parser.add_argument(flag, action=action, help=text, **options)
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,32 +27,37 @@ from astra_env.training.rewards import fit_rewards
 from astra_env.training.walkers import Recipe
 from astra_env.training.world_model import fit_world_model, make_tracks
 
-BUDGETS = {"cpu": (4000, 10000), "gpu": (20000, 100000)}  # autoencoder steps, transformer steps
+BUDGETS = {"cpu": (6000, 16000), "gpu": (20000, 100000)}  # autoencoder steps, transformer steps
 TRAINABLE = ("all", "new")
+
+
+def _flag(default: Any, text: str) -> Any:
+    """A field that the command line explains."""
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run. By the rate of the bundled world's training, "cpu" takes two to two and a half hours on two cores."""
+    """One run; each field is a flag of `astra-env train` and says in its metadata what it means."""
 
     data: tuple[str, ...]  # folders of recorded episodes; their modalities may differ
-    out: str
-    weights: tuple[float, ...] | None = None  # share of the rows of each folder; None: by the root of its size
-    autoencoder: str | None = None  # bundled name or checkpoint folder whose autoencoder is taken as it is
-    start_from: str | None = None  # bundled name or checkpoint folder whose autoencoder and weights are taken
-    trainable: str = "all"  # with start_from: "new" trains the projectors and experts of new modalities alone
-    budget: str = "cpu"
-    autoencoder_steps: int | None = None
-    transformer_steps: int | None = None
-    batch_size: int = 64
-    learning_rate: float = 8e-4  # of the transformer
-    seed: int = 0
-    device: str = "cpu"
-    frame_size: int = 64
-    dim: int = 256
-    num_layers: int = 8
-    coarse_dim: int = 128  # width of the autoencoder where its pictures are coarse
-    compile: bool = True  # the transformer's blocks, with torch.compile: 1.2x faster, needs a C++ compiler on a CPU
+    out: str = field(metadata={"help": "folder of the run; what an earlier call began there goes on"})
+    weights: tuple[float, ...] | None = _flag(None, "share of each folder in a batch; by the root of its size")
+    autoencoder: str | None = _flag(None, "bundled name or checkpoint folder whose autoencoder is taken as it is")
+    start_from: str | None = _flag(None, "bundled name or checkpoint folder whose autoencoder and weights are taken")
+    trainable: str = _flag("all", "'new' with --start-from: the projectors and experts of new modalities alone")
+    budget: str = _flag("cpu", "numbers of steps for a 'cpu' or a 'gpu'")
+    autoencoder_steps: int | None = _flag(None, "steps of the autoencoder; by the budget")
+    transformer_steps: int | None = _flag(None, "steps of the transformer; by the budget")
+    batch_size: int = _flag(40, "of the transformer")
+    learning_rate: float = _flag(8e-4, "of the transformer")
+    seed: int = _flag(0, "of fresh weights")
+    device: str = _flag("cpu", "'cpu', 'cuda', …")
+    frame_size: int = _flag(64, "height and width of the world's frames")
+    dim: int = _flag(256, "width of the transformer")
+    num_layers: int = _flag(8, "blocks of the transformer")
+    coarse_dim: int = _flag(128, "width of the autoencoder where its pictures are coarse")
+    compile: bool = _flag(True, "the blocks with torch.compile: 1.2x faster, needs a C++ compiler on a CPU")
 
 
 def build_world_model(config: TrainConfig, modalities: Sequence[str]) -> WorldModel:
