@@ -23,7 +23,7 @@ from tqdm import tqdm
 from astra_env.actions import ActionModality
 from astra_env.envs import ENVIRONMENTS
 from astra_env.envs.domains import FOLDER
-from astra_env.envs.env import load_world_model
+from astra_env.envs.worlds import load_world_model
 from astra_env.models import WorldModel
 from astra_env.models.checkpoint import checkpoint_folder
 from astra_env.video import draw_action, resize_frames, side_by_side, write_video

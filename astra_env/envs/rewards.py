@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +55,8 @@ class TaskReward:
 class PathReward:
     """Closeness of where the actions have led to a path of poses (T + 1, 4, 4), one a step; the last one stays.
 
-    Half a radian counts as much as 0.25 m. The end of the path ends the episode where it is reached: see ``ON_PATH``.
+    Worlds with a path each have them stacked: (B, T + 1, 4, 4). Half a radian counts as much as 0.25 m. The end of the
+    path ends the episode where it is reached: see ``ON_PATH``.
     """
 
     def __init__(self, path: Tensor) -> None:
@@ -62,7 +64,13 @@ class PathReward:
 
     def pose(self, num_steps: Tensor) -> Tensor:
         """The poses (B, 4, 4) that are due after so many steps (B,)."""
-        return self.path[num_steps.clamp(max=len(self.path) - 1)]
+        due = num_steps.clamp(max=self.num_steps)
+        return self.path[due] if self.path.ndim == 3 else self.path[torch.arange(len(due), device=due.device), due]
+
+    @property
+    def num_steps(self) -> int:
+        """Steps to the end of the path."""
+        return self.path.shape[-3] - 1
 
     def __call__(self, state: WorldState) -> Reward:
         """Reward in [0, 1]."""
@@ -74,7 +82,7 @@ class PathReward:
         distance, sine = (square.sum(-1).add(1e-12).sqrt() for square in (place.square(), (sines / 2).square()))
         angle = torch.atan2(sine, (turn.diagonal(dim1=1, dim2=2).sum(-1) - 1) / 2)
         value = 1 - (3 * (distance + 0.5 * angle)).tanh()
-        reached = (state.num_steps >= len(self.path) - 1) & (distance < ON_PATH[0]) & (angle < ON_PATH[1])
+        reached = (state.num_steps >= self.num_steps) & (distance < ON_PATH[0]) & (angle < ON_PATH[1])
         return Reward(value.float(), reached, {"path_distance": distance, "path_angle": angle})
 
 
@@ -82,7 +90,7 @@ class GoalReward:
     """Closeness to a goal image: minus the root mean squared distance of latents, 0 at the goal."""
 
     def __init__(self, goal: Tensor) -> None:
-        self.goal = goal  # (C, h, w)
+        self.goal = goal  # (C, h, w), or (B, C, h, w) for worlds with a goal each
 
     def __call__(self, state: WorldState) -> Reward:
         """Reward of at most 0; the episode goes on at the goal."""
@@ -94,3 +102,29 @@ def no_reward(state: WorldState) -> Reward:
     """Reward 0 for ever, in worlds that have learned none."""
     zero = state.newest.new_zeros(len(state))
     return Reward(zero, zero > 0, {})
+
+
+def joined(functions: Sequence[RewardFunction]) -> RewardFunction:
+    """One function of B worlds, each of which has its own; a function that all share serves any number of worlds."""
+    if all(function is functions[0] for function in functions):
+        return functions[0]
+    paths = [function.path for function in functions if isinstance(function, PathReward)]
+    if len(paths) == len(functions) and len({path.shape for path in paths}) == 1:
+        return PathReward(torch.stack(paths))
+    goals = [function.goal for function in functions if isinstance(function, GoalReward)]
+    if len(goals) == len(functions):
+        return GoalReward(torch.stack(goals))
+    return functools.partial(_row_by_row, tuple(functions))
+
+
+def _row_by_row(functions: Sequence[RewardFunction], state: WorldState) -> Reward:
+    """Rewards of different kinds; a term that a row does not have is NaN there."""
+    rows = [function(state[index]) for index, function in enumerate(functions)]
+    names = dict.fromkeys(name for row in rows for name in row.terms)
+    missing = rows[0].value.new_full((1,), torch.nan)
+    return Reward(
+        torch.cat([row.value for row in rows]),
+        torch.cat([row.done for row in rows]),
+        {name: torch.cat([row.terms.get(name, missing) for row in rows]) for name in names},
+        torch.cat([row.done if row.success is None else row.success for row in rows]),
+    )
