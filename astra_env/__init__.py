@@ -16,6 +16,7 @@ for _id, _spec in ENVIRONMENTS.items():
     gymnasium.register(
         id=_id,
         entry_point="astra_env.envs.env:AstraEnv",
+        vector_entry_point="astra_env.envs.vector_env:AstraVectorEnv",
         max_episode_steps=_spec.max_episode_steps,
         # the environments check what they are given; Gymnasium's checker fails for good after a refused first reset
         disable_env_checker=True,

@@ -8,7 +8,9 @@ import gymnasium
 import numpy as np
 import torch
 
+from astra_env.envs import ENVIRONMENTS
 from astra_env.envs.rewards import PathReward, Reward
+from astra_env.envs.vector_env import AstraVectorEnv
 from astra_env.envs.worlds import ImaginedWorlds, StepInfo
 from astra_env.models import WorldState
 
@@ -107,6 +109,17 @@ class AstraEnv(ImaginedWorlds, gymnasium.Env[Any, Any]):
     def objective(self, state: WorldState) -> torch.Tensor:
         """Reward (B,) of any worlds under the episode's task or goal: what planners maximise."""
         return self.reward_function(state).value
+
+    def fork(self, n: int, *, max_episode_steps: int | None = None) -> AstraVectorEnv:
+        """A vector environment of n copies of this world, under the same task; they share its memory until they step.
+
+        The copies draw the same noise, as the world itself would: only their actions tell them apart, until they are
+        reset, by seeds that follow from this environment's. ``max_episode_steps`` is the id's own if it is None.
+        """
+        steps = ENVIRONMENTS[self.environment].max_episode_steps if max_episode_steps is None else max_episode_steps
+        seeds = self.np_random.bit_generator.seed_seq.spawn(n)  # type: ignore[attr-defined]
+        rngs = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
+        return AstraVectorEnv.forked(self, rngs, steps)
 
     def restore_state(self, state: WorldState) -> None:
         """Continue from a value that `save_state` gave (one world)."""

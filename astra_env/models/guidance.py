@@ -72,9 +72,14 @@ def conditionings(
     table = torch.cat([state.actions, actions], dim=1).to(dtype)
     known = torch.cat([state.action_present, given], dim=1).to(dtype)
 
+    # forks of one world have one history, whose keys and values are computed once
+    shared = state.forked and transformer.config.history_attention == "causal"
+    one = slice(1 if shared else None)
+
     def history(known: Tensor, prompt_embeds: Tensor) -> HistoryCache:
-        slots = state.latents, state.lengths
-        return transformer.encode_history(*slots, table, known, state.modality, prompt_embeds)[0]
+        slots = state.latents[one], state.lengths[one]
+        cache, _ = transformer.encode_history(*slots, table[one], known[one], state.modality[one], prompt_embeds[one])
+        return cache.expand(len(state)) if shared else cache
 
     def chunk(present: Tensor) -> ActionFeatures:
         return transformer.action_features(actions.to(dtype), present.to(dtype), state.modality)

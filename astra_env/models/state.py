@@ -43,6 +43,11 @@ class WorldState:
         """The newest latent of each world (B, C, h, w)."""
         return self.latents[:, :, -1]
 
+    @property
+    def forked(self) -> bool:
+        """Whether all worlds are still the copies of one that `repeat` made, in its memory."""
+        return len(self) > 1 and self.latents.stride(0) == self.actions.stride(0) == self.lengths.stride(0) == 0
+
     def _map(self, function: Any) -> dict[str, Any]:
         values: dict[str, Any] = {f.name: function(getattr(self, f.name)) for f in fields(self)[:-2]}
         values["decoder_cache"] = tuple(function(entry) for entry in self.decoder_cache)
@@ -56,9 +61,18 @@ class WorldState:
         )
 
     def repeat(self, n: int) -> WorldState:
-        """Each world n times in a row: (B n) worlds."""
+        """Each world n times in a row: (B n) worlds. Copies of a single world share its memory until they diverge."""
+        if len(self) == 1:
+            return WorldState(**self._map(lambda t: t.expand(n, *t.shape[1:])), modality=self.modality * n)
         index = torch.arange(len(self)).repeat_interleave(n)
         return self[index]
+
+    def replaced(self, rows: Sequence[int], worlds: WorldState) -> WorldState:
+        """The same batch with other worlds in some rows."""
+        order = list(range(len(self)))
+        for index, row in enumerate(rows):
+            order[row] = len(self) + index
+        return WorldState.cat([self, worlds])[order]
 
     @staticmethod
     def cat(states: Sequence[WorldState]) -> WorldState:

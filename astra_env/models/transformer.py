@@ -74,6 +74,14 @@ class HistoryCache:
             None if self.actions is None else self.actions[:, rows],
         )
 
+    def expand(self, n: int) -> HistoryCache:
+        """The one row n times, in the same memory."""
+        history, text = (
+            [(k.expand(n, -1, -1, -1), v.expand(n, -1, -1, -1)) for k, v in pairs]
+            for pairs in (self.history, self.text)
+        )
+        return HistoryCache(self.mask.expand(n, -1), tuple(history), tuple(text))
+
     @staticmethod
     def cat(caches: Sequence[HistoryCache]) -> HistoryCache:
         """Rows of several caches of one transformer in one batch."""
