@@ -1,4 +1,4 @@
-"""`astra-env`: list the environments, watch the demo, record real episodes, train a world."""
+"""`astra-env`: list the environments, watch the demo, imagine and check episodes, record real ones, train a world."""
 
 from __future__ import annotations
 
@@ -67,6 +67,76 @@ def _demo(options: argparse.Namespace) -> None:
     run_demo(options.out, seed=options.seed, world_model=options.world_model)
 
 
+def _add_rollout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("environment", choices=list(ENVIRONMENTS), help="what to imagine")
+    parser.add_argument("--steps", type=int, default=25, help="most steps (%(default)s)")
+    parser.add_argument("--hold", type=int, default=3, help="steps that each random action is held for (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the start, the noise and the actions (%(default)s)")
+    parser.add_argument("--world-model", default="astra-tiny", help="bundled name or checkpoint folder (%(default)s)")
+    parser.add_argument("--record", metavar="EPISODE", help="file that `astra-env replay` can check")
+    parser.add_argument("--video", metavar="MP4", help="file to watch")
+
+
+def _rollout(options: argparse.Namespace) -> None:
+    import gymnasium
+    import numpy as np
+
+    import astra_env  # noqa: F401  registers the ids
+    from astra_env.envs.episode import record_episode
+    from astra_env.video import write_video
+
+    env: typing.Any = gymnasium.make(options.environment, world_model=options.world_model)
+    env.action_space.seed(options.seed)
+    held = [env.action_space.sample() for _ in range(-(-options.steps // options.hold)) for _ in range(options.hold)]
+    actions, frames = iter(held), []
+    episode = record_episode(
+        env,
+        lambda observation, info: next(actions),
+        options.steps,
+        seed=options.seed,
+        watch=lambda info: frames.append(info["frames"]),
+    )
+    print(f"{len(episode)} steps of {options.environment}, reward {episode.rewards.sum():.3f} in all")
+    if options.record:
+        episode.save(options.record)
+        print(f"{options.record} can be checked with: astra-env replay {options.record}")
+    if options.video:
+        fps = env.unwrapped.action_modality.rate_hz * len(frames[0])
+        write_video(options.video, np.concatenate(frames), fps)
+        print(f"{options.video} shows it.")
+
+
+def _add_replay(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("episode", metavar="EPISODE", help="file that `astra-env rollout --record` wrote")
+    parser.add_argument("--world-model", help="its world model, if it is not where it was")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.05,
+        help="root mean square by which latents may differ on another machine (%(default)s)",
+    )
+
+
+def _replay(options: argparse.Namespace) -> None:
+    import astra_env  # noqa: F401  registers the ids
+    from astra_env.envs.episode import Episode, replay_episode
+
+    episode = Episode.load(options.episode)
+    replay = replay_episode(episode, world_model=options.world_model)
+    if replay.first_difference is None:
+        print(f"All {len(episode) + 1} states are the recorded ones, bit by bit.")
+        return
+    worst = float(replay.deviations.max())
+    place = (
+        f"state {replay.first_difference} of {len(episode)} is the first that differs, latents by {worst:.2g} at most"
+    )
+    if replay.same_machine:
+        raise ValueError(f"{place}, though this machine is like the one of the recording; something has changed.")
+    if worst > options.tolerance:
+        raise ValueError(f"{place}, which is more than {options.tolerance:g}, on another machine than the recording's.")
+    print(f"On another machine than the recording's, {place}: within {options.tolerance:g}.")
+
+
 def _add_collect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("domain", choices=["robot", "driving", "camera", "multicam"], help="what to record")
     parser.add_argument("--out", required=True, help="folder of the episodes; those it has are kept")
@@ -131,6 +201,8 @@ def _add_nothing(parser: argparse.ArgumentParser) -> None:
 COMMANDS: dict[str, Command] = {
     "list": Command("print the environments, their actions and the bundled worlds", _add_nothing, _list),
     "demo": Command("imagine scripted actions and a plan; write an MP4 and Rerun recordings", _add_demo, _demo),
+    "rollout": Command("imagine random actions; write a video and an episode's file", _add_rollout, _rollout),
+    "replay": Command("check that an episode comes again, bit by bit", _add_replay, _replay),
     "collect": Command("record episodes in the real simulator (needs: make simulators)", _add_collect, _collect),
     "train": Command("fit a world to recorded episodes; resumes when called again", _add_train, _train),
 }

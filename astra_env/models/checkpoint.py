@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -93,6 +94,14 @@ def check_modalities(config: Mapping[str, Any], folder: Path) -> None:
                 f"{folder} was trained for {name!r} actions of another convention ({described}); "
                 "install the release that made it, or train it again."
             )
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """SHA-256 of a checkpoint folder's config.json and weights."""
+    content = hashlib.sha256()
+    for file in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+        content.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return content.hexdigest()
 
 
 def save_weights(module: nn.Module, folder: Path, name: str, dtype: torch.dtype, max_shard_size: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -118,6 +119,19 @@ class WorldState:
             undecoded=self.undecoded + n,
             num_steps=self.num_steps + 1,
         )
+
+    def digest(self) -> str:
+        """SHA-256 of every bit of the worlds: equal for equal worlds alone."""
+        tensors = self._map(lambda t: t.detach().cpu().contiguous())
+        cache = tensors.pop("decoder_cache")
+        content = hashlib.sha256(repr(self.modality).encode())
+        for name, tensor in [
+            *tensors.items(),
+            *((f"decoder_cache.{index}", entry) for index, entry in enumerate(cache)),
+        ]:
+            content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            content.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        return content.hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, exact, with the names in its JSON header."""
