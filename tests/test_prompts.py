@@ -135,7 +135,7 @@ def test_embeddings_are_asked_for_where_nothing_can_encode():
 @pytest.fixture
 def make_env(world_model, monkeypatch):
     """Makes environments over the tiny world that reads text."""
-    monkeypatch.setattr("astra_env.envs.env.load_world_model", lambda name, device: world_model)
+    monkeypatch.setattr("astra_env.envs.worlds.load_world_model", lambda name, device: world_model)
     return lambda **options: gymnasium.make(ID, observation="latent", render_mode="rgb_array", **options)
 
 

@@ -126,7 +126,7 @@ def observe(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         "time.t_mod": modulation,
         "text.context": seen["text"][1],
         "tokens.hidden": tokens,
-        "rotary": torch.complex(*rotary)[:, 0],
+        "rotary": torch.complex(*(table[:, :, 0, 0, 1::2] for table in rotary)),
         "block0.action_added": action,
         "block0.attn_in": seen["qkv"][0][0],
         "block0.attn_out": seen["out"][1],

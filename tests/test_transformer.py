@@ -278,3 +278,33 @@ def test_gradients_reach_the_action():
     given["actions"].requires_grad_(True)
     velocity(model, given).square().sum().backward()
     assert (given["actions"].grad.abs().sum((1, 2)) > 0).all()
+
+
+@torch.no_grad()
+def test_a_folded_adapter_is_left_out_and_changes_nothing():
+    model, given = tiny_transformer(), inputs()
+    expected = velocity(model, given)
+    called = []
+    for block in model.blocks:
+        block.leave_out_identity()
+        assert not block.adapter_folded
+        block.fold_adapter()
+        block.leave_out_identity()
+        block.adapter.register_forward_hook(lambda *_: called.append(True))
+    torch.testing.assert_close(velocity(model, given), expected, atol=1e-5, rtol=1e-5)
+    assert not called
+    model.requires_grad_(True)
+    velocity(model, given)
+    assert called, "an adapter that is trained takes part"
+
+
+@pytest.mark.parametrize("sigma", [0.3, 1.0])
+def test_bfloat16_is_float32_rounded(sigma):
+    """The fused kernels that serve bfloat16 compute the same function."""
+    model, given = tiny_transformer(), inputs(2, 2)
+    expected = velocity(model, given | {"sigma": torch.full((2,), sigma)})
+    coarse = model.bfloat16()
+    for level in (torch.full((2,), sigma), torch.full((1,), sigma)):
+        rough = {name: value.bfloat16() if value.is_floating_point() else value for name, value in given.items()}
+        found = velocity(coarse, rough | {"sigma": level}).float()
+        assert (found - expected).abs().mean() < 0.03 * expected.abs().mean()

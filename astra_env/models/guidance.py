@@ -42,7 +42,7 @@ class GuidedVelocity:
         """Velocity (B, C, n, h, w) of latents of that shape at one noise level."""
         count = len(self.weights)
         batch = latents.repeat(count, 1, 1, 1, 1)
-        velocity = self.transformer(batch, sigma.expand(len(batch)), self.features, self.cache)
+        velocity = self.transformer(batch, sigma.reshape(1), self.features, self.cache)
         if count == 1:
             return velocity
         parts = velocity.chunk(count)

@@ -6,14 +6,15 @@ of a short history repeat the first latent and are masked, so shapes never chang
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LONGEST_HISTORY = 30  # latents of the longest history that the released weights were trained on
 PATCH_SCALES = {"1x": (1, 1), "2x": (2, 2), "4x": (4, 4)}  # latents per token in time, patches per token in space
 
 
@@ -33,6 +34,13 @@ class HistoryLayout:
     def size(self) -> int:
         """Number of slots S."""
         return 1 + self.num_4x + self.num_2x + self.num_1x
+
+    @property
+    def scales(self) -> list[tuple[str, int, int]]:
+        """Scale, first slot and number of slots of each part of the window, in the order of the tokens."""
+        coarse, fine = 1 + self.num_4x, 1 + self.num_4x + self.num_2x
+        parts = [("1x", 0, 1), ("4x", 1, self.num_4x), ("2x", coarse, self.num_2x), ("1x", fine, self.num_1x)]
+        return [part for part in parts if part[2]]
 
     def valid_slots(self, lengths: Tensor) -> Tensor:
         """Which slots hold a real latent, bool (B, S), for histories of lengths (B,); the first always does."""
@@ -90,16 +98,6 @@ class PatchEmbed(nn.Module):
             self.bias.copy_(patch.bias)
 
 
-class ConvPatchEmbed(PatchEmbed):
-    """The same function as a convolution, which adds in another order: the released weights' own, to the last bit."""
-
-    def forward(self, latents: Tensor) -> Tensor:
-        """As `PatchEmbed.forward`."""
-        _, kh, kw = self.kernel
-        padded = F.pad(latents, (0, -latents.shape[-1] % kw, 0, -latents.shape[-2] % kh, 0, 0), mode="replicate")
-        return F.conv3d(padded, self.weight, self.bias, stride=self.kernel).flatten(3).permute(0, 2, 3, 1)
-
-
 @dataclass(frozen=True)
 class PackedHistory:
     """History tokens of one batch: what the transformer's history pass reads."""
@@ -146,6 +144,33 @@ def grid_positions(height: int, width: int, scale: int, device: torch.device) ->
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).reshape(-1, 2)
 
 
+class TokenPlan(NamedTuple):
+    """Which slots each of the G groups of history tokens covers, and where its tokens lie."""
+
+    covered: Tensor  # (G, S): 1 for the slots of a group
+    means: Tensor  # (S, G): averages what is known of slots over groups
+    groups: Tensor  # long (N,): the group of each token
+    grid: Tensor  # (N, 2): row and column of each token, in patches
+
+
+@functools.lru_cache(maxsize=32)
+def token_plan(layout: HistoryLayout, rows: int, columns: int, device: torch.device) -> TokenPlan:
+    """What is the same for all histories of pictures of rows x columns patches."""
+    covered: list[Tensor] = []
+    groups, grids, first = [], [], 0
+    for name, start, count in layout.scales:
+        span, scale = PATCH_SCALES[name]
+        slots = F.one_hot(torch.arange(start, start + count, device=device), layout.size).float()
+        grid = grid_positions(-(-rows // scale), -(-columns // scale), scale, device)
+        covered.append(slots.reshape(count // span, span, -1).sum(1))
+        groups.append(first + torch.arange(count // span, device=device).repeat_interleave(len(grid)))
+        grids.append(grid.repeat(count // span, 1))
+        first += count // span
+    together = torch.cat(covered)
+    means = (together / together.sum(-1, keepdim=True)).T.contiguous()
+    return TokenPlan(together, means, torch.cat(groups), torch.cat(grids))
+
+
 class HistoryEmbedder(nn.Module):
     """Embeds the window of slots at its three scales, with the time positions of the latents that a token covers."""
 
@@ -166,130 +191,20 @@ class HistoryEmbedder(nn.Module):
 
     def forward(self, slots: Tensor, lengths: Tensor) -> PackedHistory:
         """Pack slots (B, C, S, h, w) of histories with lengths (B,) latents."""
-        layout = self.layout
-        valid, times = layout.valid_slots(lengths), layout.slot_times(lengths)
-        starts = (0, 1, 1 + layout.num_4x, 1 + layout.num_4x + layout.num_2x)
-        scales = (("1x", 0, 1), ("4x", starts[1], layout.num_4x), ("2x", starts[2], layout.num_2x))
-        tokens, positions, masks, groups = [], [], [], []
-        weights: list[Tensor] = []
-        for name, start, count in (*scales, ("1x", starts[3], layout.num_1x)):
-            if count == 0:
-                continue
-            span, scale = PATCH_SCALES[name]
-            embedded = self.embed[name](slots[:, :, start : start + count])  # (B, count / span, N', D)
-            B, num_groups, per_group = embedded.shape[:3]
-            rows = -(-slots.shape[3] // (self.patch_size[1] * scale))
-            grid = grid_positions(rows, per_group // rows, scale, slots.device)
-            covered = F.one_hot(torch.arange(start, start + count, device=slots.device), layout.size).float()
-            covered = covered.reshape(num_groups, span, -1).sum(1) * valid[:, None]  # (B, groups, S)
-            time = times[:, start : start + count].reshape(B, num_groups, span).mean(-1)
-            position = torch.cat(
-                [
-                    time[:, :, None, None].expand(-1, -1, per_group, 1),
-                    grid.expand(B, num_groups, per_group, 2),
-                ],
-                dim=-1,
-            )
-            tokens.append(embedded.flatten(1, 2))
-            positions.append(position.flatten(1, 2))
-            masks.append((covered.sum(-1) > 0).repeat_interleave(per_group, dim=1))
-            first_group = sum(weight.shape[1] for weight in weights)
-            groups.append(first_group + torch.arange(num_groups, device=slots.device).repeat_interleave(per_group))
-            weights.append(covered / covered.sum(-1, keepdim=True).clamp(min=1))
-        return PackedHistory(
-            torch.cat(tokens, 1),
-            torch.cat(positions, 1),
-            torch.cat(masks, 1),
-            torch.cat(groups),
-            torch.cat(weights, 1),
-            torch.zeros(len(slots), device=slots.device),
-        )
+        parts = [(name, slots[:, :, start : start + count]) for name, start, count in self.layout.scales]
+        tokens = torch.cat([self.embed[name](part).flatten(1, 2) for name, part in parts], dim=1)
+        rows, columns = (-(-size // patch) for size, patch in zip(slots.shape[3:], self.patch_size[1:], strict=True))
+        plan = token_plan(self.layout, rows, columns, slots.device)
+        covered = plan.covered * self.layout.valid_slots(lengths)[:, None]  # (B, G, S)
+        count = covered.sum(-1, keepdim=True)
+        time = self.layout.slot_times(lengths) @ plan.means  # (B, G)
+        positions = torch.cat([time[:, plan.groups, None], plan.grid.expand(len(slots), -1, -1)], dim=-1)
+        mask = (count[..., 0] > 0)[:, plan.groups]
+        start = torch.zeros(len(slots), device=slots.device)
+        return PackedHistory(tokens, positions, mask, plan.groups, covered / count.clamp(min=1), start)
 
 
-@dataclass(frozen=True)
-class ReleasedScale:
-    """Latents of one scale as the released weights expect them, with what is known of each."""
-
-    name: str
-    latents: Tensor  # (B, C, T, h, w)
-    times: Tensor  # (B, T)
-    valid: Tensor  # bool (B, T)
-    rows: Tensor  # long (B, T): the action row of each latent
-
-
-class ReleasedHistoryEmbedder(HistoryEmbedder):
-    """Packs history as the released weights were trained: a compressed token takes the time and the action row of the
-    j-th valid latent of its scale rather than of those it covers, its place in the compressed grid rather than in the
-    picture, and the newest latent takes the first action of the chunk. Empty slots are zeros.
-    """
-
-    embed_type = ConvPatchEmbed
-
-    def forward(self, slots: Tensor, lengths: Tensor) -> PackedHistory:
-        """As `HistoryEmbedder.forward`; the action rows are the S of the slots and the first of the chunk."""
-        layout, S = self.layout, self.layout.size
-        valid = layout.valid_slots(lengths)
-        slots = slots * valid[:, None, :, None, None]
-        times = layout.slot_times(lengths)
-        times[:, 0] = -lengths.clamp(max=LONGEST_HISTORY)
-        rows = torch.arange(S, device=slots.device).expand(len(slots), S).clone()
-        rows[:, -1] = S
-        bounds = {"4x": range(1, 1 + layout.num_4x), "2x": range(1 + layout.num_4x, S - layout.num_1x)}
-        scales = [
-            ReleasedScale(
-                name,
-                *(
-                    entry[..., list(chosen), :, :] if entry.ndim == 5 else entry[:, list(chosen)]
-                    for entry in (slots, times, valid, rows)
-                ),
-            )
-            for name, chosen in (bounds | {"1x": [0, S - 1]}).items()
-            if len(chosen)
-        ]
-        return self.pack(scales, S + 1, torch.zeros(len(slots), device=slots.device))
-
-    def pack(self, scales: list[ReleasedScale], num_rows: int, start: Tensor) -> PackedHistory:
-        """Tokens of several scales, in their order, over a table of num_rows action rows, before a chunk at start."""
-        parts = [self._pack_scale(scale, num_rows, start) for scale in scales]
-        groups, first = [], 0
-        for part in parts:
-            groups.append(first + part.groups)
-            first += part.group_weights.shape[1]
-        return PackedHistory(
-            torch.cat([part.tokens for part in parts], 1),
-            torch.cat([part.positions for part in parts], 1),
-            torch.cat([part.mask for part in parts], 1),
-            torch.cat(groups),
-            torch.cat([part.group_weights for part in parts], 1),
-            start,
-        )
-
-    def _pack_scale(self, scale: ReleasedScale, num_rows: int, start: Tensor) -> PackedHistory:
-        embed = self.embed[scale.name]
-        assert isinstance(embed, PatchEmbed)
-        missing = -scale.latents.shape[2] % embed.kernel[0]
-        latents = F.pad(scale.latents, (0, 0, 0, 0, 0, missing), mode="replicate") if missing else scale.latents
-        embedded = embed(latents)  # (B, T', N', D)
-        B, num_groups, per_group = embedded.shape[:3]
-        order = torch.sort((~scale.valid).long(), dim=1, stable=True).indices  # valid latents first
-        count = scale.valid.sum(1, keepdim=True)
-        wanted = torch.arange(num_groups, device=latents.device).expand(B, -1)
-        chosen = order.gather(1, torch.minimum(wanted, (count - 1).clamp(min=0)))
-        height = -(-latents.shape[3] // embed.kernel[1])
-        grid = grid_positions(height, per_group // height, 1, latents.device).expand(B, num_groups, -1, -1)
-        times = scale.times.gather(1, chosen)[:, :, None, None].expand(-1, -1, per_group, 1)
-        weights = F.one_hot(scale.rows.gather(1, chosen), num_rows) * (wanted < count)[..., None]
-        return PackedHistory(
-            embedded.flatten(1, 2),
-            torch.cat([times.to(grid.dtype), grid], dim=-1).flatten(1, 2),
-            (count > 0).expand(B, num_groups * per_group),
-            torch.arange(num_groups, device=latents.device).repeat_interleave(per_group),
-            weights.float(),
-            start,
-        )
-
-
-HISTORY_PACKINGS: Mapping[str, type[HistoryEmbedder]] = {
-    "framepack": HistoryEmbedder,
-    "released": ReleasedHistoryEmbedder,
+HISTORY_PACKINGS: Mapping[str, str] = {
+    "framepack": "astra_env.models.history:HistoryEmbedder",
+    "released": "astra_env.models.released_history:ReleasedHistoryEmbedder",
 }

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from astra_env.models.action_experts import FixedActionExperts
-from astra_env.models.history import PackedHistory, ReleasedHistoryEmbedder, ReleasedScale
+from astra_env.models.history import PackedHistory
+from astra_env.models.released_history import ReleasedHistoryEmbedder, ReleasedScale
 from astra_env.models.transformer import AstraTransformer, TransformerConfig
 
 MODALITIES = {"sekai": 12, "nuscenes": 7, "openx": 12}

@@ -7,19 +7,20 @@ attention and the ACT-Adapter after it (arXiv 2512.08931, section 3).
 
 from __future__ import annotations
 
+import functools
 import math
+import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from astra_env.models.action_experts import ACTION_EXPERTS, ActionFeatures
+from astra_env.models.block import EPS, Block, Context, KeysValues, attention_mask, rotary_tables
 from astra_env.models.history import HISTORY_PACKINGS, HistoryLayout, PackedHistory, grid_positions
-
-EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,6 @@ class TransformerConfig:
     history_packing: str = "framepack"  # "released" has the positions and action rows of the released weights
     precondition: bool = True  # False for pretrained backbones, whose output is the velocity itself
     history: HistoryLayout = field(default_factory=HistoryLayout)
-
-
-KeysValues = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -103,48 +101,6 @@ class HistoryCache:
         )
 
 
-class Context(NamedTuple):
-    """What the tokens of a block see besides themselves."""
-
-    history: KeysValues | None = None
-    mask: Tensor | None = None  # bool (B, 1, 1, N_keys)
-    text: KeysValues | None = None
-
-
-def rotary_tables(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (B, 1, N, head_dim / 2) of positions (B, N, 3); axes split as in Wan, time first."""
-    spatial = 2 * (head_dim // 6)
-    angles = []
-    for axis, width in enumerate((head_dim - 2 * spatial, spatial, spatial)):
-        frequency = 10000.0 ** (-torch.arange(0, width, 2, device=positions.device, dtype=torch.float64) / width)
-        angles.append(positions[..., axis : axis + 1].double() * frequency)
-    angle = torch.cat(angles, dim=-1)[:, None]
-    return angle.cos().to(dtype), angle.sin().to(dtype)
-
-
-def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate adjacent channel pairs of x (B, H, N, d)."""
-    cos, sin = tables
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
-
-
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention; mask is bool (B, 1, 1, N_keys)."""
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
-        # the CPU kernel of scaled_dot_product_attention is 2-3x slower than plain products in bfloat16
-        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf"))
-        return scores.softmax(-1) @ value
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-
-
-def attention_mask(real: Tensor) -> Tensor | None:
-    """Mask (B, 1, 1, N) from which of N tokens are real (B, N); None where all are, which is faster."""
-    return None if real.is_meta or bool(real.all()) else real[:, None, None]
-
-
 def precondition(output: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
     """Velocity from an output of unit variance and the noisy latents: the part of the velocity that the latents tell
     linearly (all of the noise at sigma 1) passes by the network. Latents are taken to have unit variance.
@@ -162,67 +118,24 @@ def timestep_embedding(sigma: Tensor, freq_dim: int) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
-def normalised_heads(x: Tensor, scale: Tensor, num_heads: int) -> Tensor:
-    """RMS norm over all channels of x (B, N, D), then split into heads (B, H, N, d)."""
-    return F.rms_norm(x, x.shape[-1:], scale.to(x.dtype), EPS).unflatten(-1, (num_heads, -1)).transpose(1, 2)
+def chunk_positions(n: int, height: int, width: int, device: torch.device) -> Tensor:
+    """Time in latents, row and column (1, n * height * width, 3) of a chunk's tokens."""
+    grid = grid_positions(height, width, 1, device)
+    times = torch.arange(n, device=device, dtype=grid.dtype).repeat_interleave(len(grid))
+    return torch.cat([times[:, None], grid.repeat(n, 1)], dim=-1)[None]
 
 
-class TextAttention(nn.Module):
-    """Cross-attention to a prompt; its keys and values are computed once a chunk."""
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm = nn.LayerNorm(dim, EPS)
-        self.q, self.kv, self.out = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
-        self.norm_q, self.norm_k = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.ones(dim))
-
-    def keys_values(self, text: Tensor) -> KeysValues:
-        """Of projected prompt embeddings (B, L, D)."""
-        k, v = self.kv(text).chunk(2, dim=-1)
-        return normalised_heads(k, self.norm_k, self.num_heads), v.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-    def forward(self, x: Tensor, text: KeysValues) -> Tensor:
-        """Tokens x (B, N, D) -> what they read from the prompt, same shape."""
-        q = normalised_heads(self.q(self.norm(x)), self.norm_q, self.num_heads)
-        return self.out(attention(q, *text, None).transpose(1, 2).flatten(2))
+@functools.lru_cache(maxsize=32)
+def chunk_tables(
+    n: int, height: int, width: int, head_dim: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Rotary tables of a chunk's tokens, the same for all chunks."""
+    return rotary_tables(chunk_positions(n, height, width, device), head_dim, dtype)
 
 
-class Block(nn.Module):
-    """Modulate, add the action experts, self-attention, ACT-Adapter, gate; then the prompt; then the feed-forward."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        dim, self.num_heads = config.dim, config.num_heads
-        self.modulation = nn.Parameter(torch.zeros(6, dim))
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.norm_q, self.norm_k = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.ones(dim))
-        self.out = nn.Linear(dim, dim)
-        self.adapter = nn.Linear(dim, dim)  # ACT-Adapter: the identity at the start
-        self.text_attention = None if config.text_dim is None else TextAttention(dim, config.num_heads)
-        layers = (nn.Linear(dim, config.ffn_dim), nn.GELU(config.gelu), nn.Linear(config.ffn_dim, dim))
-        self.ffn = nn.Sequential(*layers)
-        nn.init.eye_(self.adapter.weight)
-        nn.init.zeros_(self.adapter.bias)
-
-    def forward(
-        self, x: Tensor, modulation: Tensor, action: Tensor, rotary: tuple[Tensor, Tensor], context: Context
-    ) -> tuple[Tensor, KeysValues]:
-        """Tokens x (B, N, D), modulation (B, 6, D), action (B, N, D) -> new tokens and their keys and values."""
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation + modulation)[:, :, None].unbind(1)
-        h = F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale_a) + shift_a + action
-        q, k, v = self.qkv(h).chunk(3, dim=-1)
-        q, k = (normalised_heads(t, s, self.num_heads) for t, s in ((q, self.norm_q), (k, self.norm_k)))
-        v = v.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        q, k = rotate(q, rotary).to(v.dtype), rotate(k, rotary).to(v.dtype)
-        past = context.history
-        all_k, all_v = (k, v) if past is None else (torch.cat([past[0], k], 2), torch.cat([past[1], v], 2))
-        attended = attention(q, all_k, all_v, context.mask).transpose(1, 2).flatten(2)  # (B, N, D)
-        x = x + gate_a * self.adapter(self.out(attended))
-        if self.text_attention is not None and context.text is not None:
-            x = x + self.text_attention(x, context.text)
-        x = x + gate_f * self.ffn(F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale_f) + shift_f)
-        return x, (k, v)
+def _wider(dtype: torch.dtype) -> torch.dtype:
+    """What queries and keys are rotated in."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 class AstraTransformer(nn.Module):
@@ -233,7 +146,7 @@ class AstraTransformer(nn.Module):
         dim = config.dim
         self.config = config
         self.head_dim = dim // config.num_heads
-        packing = HISTORY_PACKINGS[config.history_packing]
+        packing: Any = pkgutil.resolve_name(HISTORY_PACKINGS[config.history_packing])
         self.patch_embedding = packing.embed_type(config.in_channels, dim, config.patch_size)
         self.history_embedder = packing(config.in_channels, dim, config.patch_size, config.history)
         self.history_embedder.grow_from(self.patch_embedding)
@@ -299,9 +212,9 @@ class AstraTransformer(nn.Module):
         """Cache of packed tokens under their action features: keys and values at sigma 0, or the tokens themselves."""
         if self.config.history_attention == "full":
             return HistoryCache(packed.mask, text=text, packed=packed, actions=features.values)
-        _, modulation = self.modulations(torch.zeros(len(packed.tokens), device=packed.tokens.device))
-        rotary = rotary_tables(packed.positions, self.head_dim, packed.tokens.dtype)
-        x, mask, history = packed.tokens, attention_mask(packed.mask), []
+        _, modulation = self.modulations(torch.zeros(1, device=packed.tokens.device))
+        rotary = rotary_tables(packed.positions, self.head_dim, _wider(packed.tokens.dtype))
+        x, mask, history = packed.tokens, attention_mask(packed.mask, packed.tokens.dtype), []
         for index, block in enumerate(self.blocks):
             context = Context(mask=mask, text=text[index] if text else None)
             x, keys_values = block(x, modulation, features.values[index][:, packed.groups], rotary, context)
@@ -313,24 +226,24 @@ class AstraTransformer(nn.Module):
         return self.action_experts(self.action_experts.project(actions, present, modality, current=True), modality)
 
     def forward(self, latents: Tensor, sigma: Tensor, actions: ActionFeatures, history: HistoryCache) -> Tensor:
-        """Velocity (B, C, n, h, w) of noisy latents of the same shape at noise levels sigma (B,)."""
+        """Velocity (B, C, n, h, w) of noisy latents of the same shape at noise levels sigma (B,), or (1,) for all."""
         _, _, n, h, w = latents.shape
         _, ph, pw = self.config.patch_size
         embedded = self.patch_embedding(latents.to(self.head.weight.dtype))  # (B, n, N', D)
         B, _, per_latent, _ = embedded.shape
-        grid = grid_positions(h // ph, w // pw, 1, latents.device)
-        times = torch.arange(n, device=latents.device, dtype=grid.dtype).repeat_interleave(per_latent)
-        positions = torch.cat([times[:, None], grid.repeat(n, 1)], dim=-1)[None]
         x = embedded.flatten(1, 2)
-        mask = attention_mask(F.pad(history.mask, (0, x.shape[1]), value=True))
+        mask = attention_mask(F.pad(history.mask, (0, x.shape[1]), value=True), x.dtype)
         joined = history.packed
-        if joined is not None:
+        if joined is None:
+            rotary = chunk_tables(n, h // ph, w // pw, self.head_dim, _wider(x.dtype), x.device)
+        else:
             x = torch.cat([joined.tokens, x], dim=1)
-            positions = positions.expand(B, -1, -1) + F.pad(joined.start[:, None, None], (0, 2))
-            positions = torch.cat([joined.positions, positions], dim=1)
-        # the released weights' own code rotates in double precision
-        wide = {torch.float32: torch.float64}.get(embedded.dtype, torch.float32)
-        rotary = rotary_tables(positions, self.head_dim, embedded.dtype if joined is None else wide)
+            own = chunk_positions(n, h // ph, w // pw, x.device).expand(B, -1, -1)
+            positions = torch.cat([joined.positions, own + F.pad(joined.start[:, None, None], (0, 2))], dim=1)
+            # the released weights' own code rotates in double precision
+            rotary = rotary_tables(
+                positions, self.head_dim, torch.float64 if x.dtype == torch.float32 else torch.float32
+            )
         time, modulation = self.modulations(sigma)
         for index, block in enumerate(self.blocks):
             action = actions.values[index].repeat_interleave(per_latent, dim=1)

@@ -150,6 +150,8 @@ class WorldModel(nn.Module):
         if isinstance(self.autoencoder, WanAutoencoder) and chosen.type == "cuda":
             self.autoencoder.vae.to(fastest_dtype(chosen))
         self.transformer.to(chosen, dtype or fastest_dtype(chosen))
+        for block in self.transformer.blocks:
+            block.leave_out_identity()  # type: ignore[operator]
         return self.eval().requires_grad_(False)
 
     def save_pretrained(

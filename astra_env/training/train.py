@@ -116,6 +116,9 @@ def train(config: TrainConfig) -> Path:
         validation=heldout,
     )
     checkpoint = out / "checkpoint"
+    if config.trainable == "all":
+        for block in world_model.transformer.blocks:
+            block.fold_adapter()  # type: ignore[operator]
     world_model.save_pretrained(checkpoint, max_shard_size="14MB")  # repositories refuse large files
     if config.start_from is not None and (known := checkpoint_folder(config.start_from) / "domains").is_dir():
         shutil.copytree(known, checkpoint / "domains", dirs_exist_ok=True)  # those worlds can still be begun
