@@ -207,3 +207,17 @@ def test_padding_repeats_the_first_frame():
     padded = pad_to_latents(frames)
     assert padded.shape[1] == 8 and torch.equal(padded[:, 3:], frames)
     assert all(torch.equal(padded[:, k], frames[:, 0]) for k in range(3))
+
+
+@torch.no_grad()
+def test_a_decoder_in_bfloat16_shows_the_same_pictures():
+    torch.manual_seed(0)
+    tiny = TinyAutoencoder(dim=16, coarse_dim=16).eval()
+    latents, cache = torch.randn(2, 16, 2, 4, 4, generator=torch.Generator().manual_seed(1)), tiny.init_cache(2, 4, 4)
+    expected, memory = tiny.decode(latents, cache)
+    tiny.decoding_dtype = torch.bfloat16
+    found, rounded = tiny.decode(latents, cache)
+    assert 0 < (found.int() - expected.int()).abs().max() <= 3
+    for entry, exact in zip(rounded, memory, strict=True):
+        assert entry.dtype == torch.float32
+        torch.testing.assert_close(entry, exact, atol=0.02, rtol=0.05)

@@ -81,10 +81,11 @@ def test_new_words_change_what_comes_and_nothing_that_is(world_model):
 
 def test_text_guidance_of_one_is_one_pass(world_model):
     state, actions, sizes = start(world_model, ["rain"]), random_actions(1), []
-    hook = world_model.transformer.register_forward_hook(lambda _, args, out: sizes.append(len(out)))
+    hook = world_model.transformer.blocks[0].register_forward_hook(lambda _, args, out: sizes.append(len(out[0])))
     plain, one, three = (world_model.step(state, actions, text_guidance_scale=s).newest for s in (None, 1.0, 3.0))
     hook.remove()
-    assert sizes == [1, 1, 2] and torch.equal(plain, one) and (three - one).abs().max() > 1e-3
+    # one pass each for the first two; then two histories, and one batch for both
+    assert sizes == [1, 1, 1, 1, 2] and torch.equal(plain, one) and (three - one).abs().max() > 1e-3
     empty = world_model.step(world_model.with_prompts(state, None), actions).newest
     torch.testing.assert_close(three, empty + 3 * (one - empty), atol=1e-3, rtol=1e-3)  # one Euler step is linear
 

@@ -123,7 +123,7 @@ def observe(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     tokens, modulation, action, rotary, _ = seen["block0"][0]
     return {
         "time.t": seen["time"][1],
-        "time.t_mod": modulation,
+        "time.t_mod": modulation[:, :, 0],
         "text.context": seen["text"][1],
         "tokens.hidden": tokens,
         "rotary": torch.complex(*(table[:, :, 0, 0, 1::2] for table in rotary)),

@@ -308,3 +308,14 @@ def test_bfloat16_is_float32_rounded(sigma):
         rough = {name: value.bfloat16() if value.is_floating_point() else value for name, value in given.items()}
         found = velocity(coarse, rough | {"sigma": level}).float()
         assert (found - expected).abs().mean() < 0.03 * expected.abs().mean()
+
+
+@pytest.mark.parametrize("num", [1, 3])
+def test_one_pass_over_history_and_chunk_is_the_cached_two(num):
+    model, given = tiny_transformer(), inputs(3, num)
+    modality, sigma = (MODALITY,) * 3, torch.tensor([0.7])
+    past = given["past"], given["past_present"]
+    packed, features = model.pack_history(given["slots"], given["lengths"], *past, modality)
+    actions = model.action_features(given["actions"], given["present"], modality)
+    expected = velocity(model, given | {"sigma": sigma})
+    torch.testing.assert_close(model.joint(given["latents"], sigma, actions, packed, features), expected, **TOLERANCE)

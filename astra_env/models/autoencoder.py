@@ -49,6 +49,7 @@ class VideoAutoencoder(nn.Module):
     latent_channels: int
     latent_mean: Tensor
     latent_std: Tensor
+    decoding_dtype: torch.dtype = torch.float32  # what the decoder multiplies in; its weights stay as they are
 
     def encode(self, frames: Tensor) -> Tensor:
         """uint8 frames (B, T, H, W, 3), T >= 1 -> latents (B, C, ceil(T / 4), H / 8, W / 8)."""
@@ -127,8 +128,7 @@ class TimeGrow(nn.Module):
 
     def __init__(self, dim: int, out_dim: int, scale: int) -> None:
         super().__init__()
-        grow: list[nn.Module] = [nn.Conv2d(dim, 2 * out_dim * scale**2, 1)]
-        self.grow = FrameConv(*grow, *([nn.PixelShuffle(2)] if scale == 2 else []))
+        self.grow = FrameConv(nn.Conv2d(dim, 2 * out_dim * scale**2, 1), *([nn.PixelShuffle(2)] if scale == 2 else []))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C, h, w) -> (B, 2 T, C', scale h, scale w)."""
@@ -205,20 +205,20 @@ class TinyAutoencoder(VideoAutoencoder):
     def init_cache(self, batch_size: int, height: int, width: int) -> Cache:
         """See `VideoAutoencoder.init_cache`."""
         sizes = ((self.coarse_dim, 1), (self.coarse_dim, 1), (self.dim, 2), (self.dim, 2))
-        return tuple(
-            torch.zeros(batch_size, dim, height * s, width * s, device=self.latent_mean.device) for dim, s in sizes
-        )
+        device = self.latent_mean.device
+        return tuple(torch.zeros(batch_size, dim, height * s, width * s, device=device) for dim, s in sizes)
 
     def decode_raw(self, latents: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """Latents (B, T, C, h, w) before normalisation -> pixels (B, 4 T, 3, H, W)."""
-        return self.decoder(
-            4 * torch.tanh(latents / 4), cache
-        )  # bounded, so that a stray latent cannot flood a picture
+        bounded = 4 * torch.tanh(latents / 4)  # a stray latent cannot flood a picture
+        return self.decoder(bounded, cache)
 
     def decode_pixels(self, latents: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """See `VideoAutoencoder.decode_pixels`."""
         raw = latents * self.latent_std[:, None, None, None] + self.latent_mean[:, None, None, None]
-        return self.decode_raw(raw.transpose(1, 2), cache)
+        with torch.autocast(raw.device.type, torch.bfloat16, enabled=self.decoding_dtype == torch.bfloat16):
+            pixels, cache = self.decode_raw(raw.transpose(1, 2), cache)
+        return pixels.float(), cache
 
 
 class WanAutoencoder(VideoAutoencoder):

@@ -20,7 +20,7 @@ class Context(NamedTuple):
     """What the tokens of a block see besides themselves."""
 
     history: KeysValues | None = None
-    mask: Tensor | None = None  # (B, 1, 1, N_keys), as `attention_mask` makes it
+    mask: Tensor | None = None  # (B, 1, 1 or N, N_keys), as `attention_mask` makes it
     text: KeysValues | None = None
 
 
@@ -59,14 +59,17 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def attention_mask(real: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """Mask (B, 1, 1, N) from which of N tokens are real (B, N); None where all are, which is faster.
+    """Mask (B, 1, 1, N) from which of N tokens are real (B, N); None where all are, which is faster."""
+    return None if real.is_meta or bool(real.all()) else as_mask(real[:, None, None], dtype)
 
-    It is added to the scores where `attention` multiplies by hand, and bool elsewhere.
+
+def as_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """Mask from which keys queries may see, bool (B, 1, ., N_keys): added to the scores where `attention` multiplies by
+    hand, and bool elsewhere.
     """
-    if real.is_meta or bool(real.all()):
-        return None
-    mask = real[:, None, None]
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, float("-inf")) if _by_hand(real, dtype) else mask
+    if not _by_hand(allowed, dtype):
+        return allowed
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, float("-inf"))
 
 
 def _by_hand(x: Tensor, dtype: torch.dtype) -> bool:
@@ -83,7 +86,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
     if mask is None:
         bias, beta = query.new_empty(1, 1, 1), 0
     else:
-        bias, beta = mask.expand(B, H, 1, -1).reshape(B * H, 1, -1), 1
+        bias, beta = mask.expand(B, H, -1, -1).flatten(0, 1), 1
     scores = torch.baddbmm(bias, folded[0], folded[1].transpose(1, 2), beta=beta, alpha=d**-0.5)
     return torch.bmm(scores.softmax(-1), folded[2]).unflatten(0, (B, H))
 
@@ -101,11 +104,11 @@ def rms_normalised(x: Tensor, scale: Tensor) -> Tensor:
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm of x (B, N, D), scaled by 1 + scale and shifted, (B or 1, 1, D) each."""
+    """Layer norm of x (B, N, D), scaled by 1 + scale and shifted, (B or 1, N or 1, D) each."""
     width = x.shape[-1:]
     if x.dtype != torch.bfloat16:
         return F.layer_norm(x, width, eps=EPS) * (1 + scale) + shift
-    if len(scale) == 1:  # one noise level for all
+    if scale.numel() == x.shape[-1]:  # one noise level for all
         return F.layer_norm(x, width, (1 + scale).flatten(), shift.flatten(), EPS)
     return torch.addcmul(shift, F.layer_norm(x, width, eps=EPS), 1 + scale)
 
@@ -179,8 +182,8 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, modulation: Tensor, action: Tensor, rotary: tuple[Tensor, Tensor], context: Context
     ) -> tuple[Tensor, KeysValues]:
-        """Tokens x (B, N, D), modulation (B or 1, 6, D), action (B, N, D) -> new tokens and their keys and values."""
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation + modulation)[:, :, None].unbind(1)
+        """Tokens x (B, N, D), modulation (B or 1, 6, N or 1, D), action (B, N, D) -> new tokens, keys and values."""
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation[:, None] + modulation).unbind(1)
         q, k, v = self._queries_keys_values(modulated(x, shift_a, scale_a) + action, rotary)
         past = context.history
         all_k, all_v = (k, v) if past is None else (torch.cat([past[0], k], 2), torch.cat([past[1], v], 2))

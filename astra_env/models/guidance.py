@@ -49,6 +49,27 @@ class GuidedVelocity:
         return sum((weight * part for weight, part in zip(self.weights, parts, strict=True)), torch.zeros_like(latents))
 
 
+class JointVelocity:
+    """Velocity of B worlds under all conditions, for a single denoising step: history and chunk in one pass."""
+
+    @staticmethod
+    def serves(transformer: AstraTransformer, state: WorldState) -> bool:
+        """Whether one pass does it: not for forks, whose history is better read once for all of them."""
+        return transformer.config.history_attention == "causal" and not state.forked
+
+    def __init__(self, transformer: AstraTransformer, state: WorldState, actions: Tensor) -> None:
+        self.transformer, dtype = transformer, transformer.head.weight.dtype
+        past, known = state.actions.to(dtype), state.action_present.to(dtype)
+        self.packed, self.past = transformer.pack_history(state.latents, state.lengths, past, known, state.modality)
+        given = torch.ones_like(actions[..., 0], dtype=dtype)
+        self.features = transformer.action_features(actions.to(dtype), given, state.modality)
+        self.text = transformer.encode_text(state.prompt_embeds)
+
+    def __call__(self, latents: Tensor, sigma: Tensor) -> Tensor:
+        """Velocity (B, C, n, h, w) of latents of that shape at one noise level."""
+        return self.transformer.joint(latents, sigma.reshape(1), self.features, self.packed, self.past, self.text)
+
+
 def conditionings(
     transformer: AstraTransformer,
     state: WorldState,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from astra_env.models.action_experts import ACTION_EXPERTS, ActionFeatures
-from astra_env.models.block import EPS, Block, Context, KeysValues, attention_mask, rotary_tables
+from astra_env.models.block import EPS, Block, Context, KeysValues, as_mask, attention_mask, rotary_tables
 from astra_env.models.history import HISTORY_PACKINGS, HistoryLayout, PackedHistory, grid_positions
 
 
@@ -172,6 +172,11 @@ class AstraTransformer(nn.Module):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
 
+    def leave_out_identities(self) -> None:
+        """Skip adapters that were folded, for as long as they are frozen."""
+        for block in self.blocks:
+            block.leave_out_identity()  # type: ignore[operator]
+
     def modulations(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Time embedding (B, D) and the six modulation vectors (B, 6, D) of noise levels (B,)."""
         time = self.time_embedding(timestep_embedding(sigma, self.config.freq_dim).to(self.head.weight.dtype))
@@ -198,13 +203,19 @@ class AstraTransformer(nn.Module):
         actions (B, S, A) are those that led to each slot, where present (B, S) is 1 and not 0; the chunk's own actions
         may follow in further rows, which the released packing reads. Also returns the experts' features.
         """
+        packed, features = self.pack_history(slots, lengths, actions, present, modality)
+        return self.cache_history(packed, features, self.encode_text(prompt_embeds)), features
+
+    def pack_history(
+        self, slots: Tensor, lengths: Tensor, actions: Tensor, present: Tensor, modality: Sequence[str]
+    ) -> tuple[PackedHistory, ActionFeatures]:
+        """Tokens of a history, and the experts' features of the action groups (B, G) that they belong to."""
         packed = self.history_embedder(slots.to(self.head.weight.dtype), lengths)
         rows = packed.group_weights.shape[-1]
         current = (torch.arange(rows, device=actions.device) >= slots.shape[2]).to(present).expand(len(slots), rows)
         projected = self.action_experts.project(actions[:, :rows], present[:, :rows], modality, current=current)
         # (B, G, F): mean over the slots that a token covers
-        features = self.action_experts(packed.group_weights.to(projected.dtype) @ projected, modality)
-        return self.cache_history(packed, features, self.encode_text(prompt_embeds)), features
+        return packed, self.action_experts(packed.group_weights.to(projected.dtype) @ projected, modality)
 
     def cache_history(
         self, packed: PackedHistory, features: ActionFeatures, text: tuple[KeysValues, ...] = ()
@@ -217,7 +228,7 @@ class AstraTransformer(nn.Module):
         x, mask, history = packed.tokens, attention_mask(packed.mask, packed.tokens.dtype), []
         for index, block in enumerate(self.blocks):
             context = Context(mask=mask, text=text[index] if text else None)
-            x, keys_values = block(x, modulation, features.values[index][:, packed.groups], rotary, context)
+            x, keys_values = block(x, modulation[:, :, None], features.values[index][:, packed.groups], rotary, context)
             history.append(keys_values)
         return HistoryCache(packed.mask, tuple(history), text)
 
@@ -251,10 +262,61 @@ class AstraTransformer(nn.Module):
                 action = torch.cat([history.actions[index][:, joined.groups], action], dim=1)
             past = history.history[index] if history.history else None
             x, _ = block(
-                x, modulation, action, rotary, Context(past, mask, history.text[index] if history.text else None)
+                x,
+                modulation[:, :, None],
+                action,
+                rotary,
+                Context(past, mask, history.text[index] if history.text else None),
             )
+        return self._velocity(x[:, -n * per_latent :], time, latents, sigma)
+
+    def joint(
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        actions: ActionFeatures,
+        packed: PackedHistory,
+        past: ActionFeatures,
+        text: tuple[KeysValues, ...] = (),
+    ) -> Tensor:
+        """What `forward` gives on the cache of a packed history, in one pass over history and chunk together.
+
+        For a single denoising step: nothing is kept for another, and all weights are read once instead of twice.
+
+        Args:
+            latents: (B, C, n, h, w), noisy.
+            sigma: (1,), the noise level of all.
+            actions: features of the chunk's actions.
+            packed: tokens of the history.
+            past: features of the history's action groups.
+            text: keys and values of the prompt in every block.
+        """
+        _, ph, pw = self.config.patch_size
+        n, height, width = latents.shape[2], latents.shape[3] // ph, latents.shape[4] // pw
+        fresh = self.patch_embedding(latents.to(self.head.weight.dtype))
+        x = torch.cat([packed.tokens, fresh.flatten(1, 2)], dim=1)
+        B, N = x.shape[:2]
+        is_new = torch.arange(N, device=x.device) >= packed.tokens.shape[1]
+        real = F.pad(packed.mask, (0, N - packed.mask.shape[1]), value=True)
+        mask = as_mask((~is_new | is_new[:, None])[None, None] & real[:, None, None], x.dtype)
+        tables = rotary_tables(packed.positions, self.head_dim, _wider(x.dtype))
+        own = chunk_tables(n, height, width, self.head_dim, _wider(x.dtype), x.device)
+        rotary = [torch.cat([old, new.expand(B, -1, -1, -1, -1)], dim=1) for old, new in zip(tables, own, strict=True)]
+        time, modulation = self.modulations(torch.cat([torch.zeros_like(sigma), sigma]))  # the history's, the chunk's
+        tokenwise = modulation[is_new.long()].transpose(0, 1)[None]  # (1, 6, N, D)
+        for index, block in enumerate(self.blocks):
+            old, new = past.values[index][:, packed.groups], actions.values[index]
+            action = torch.cat([old, new.repeat_interleave(fresh.shape[2], dim=1)], dim=1)
+            context = Context(mask=mask, text=text[index] if text else None)
+            x, _ = block(x, tokenwise, action, (rotary[0], rotary[1]), context)
+        return self._velocity(x[:, packed.tokens.shape[1] :], time[1:], latents, sigma)
+
+    def _velocity(self, x: Tensor, time: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
+        """From the chunk's tokens (B, N, D) to the velocity in the shape of its noisy latents (B, C, n, h, w)."""
+        B, _, n, h, w = latents.shape
+        _, ph, pw = self.config.patch_size
         shift, scale = (self.head_modulation + time[:, None])[:, :, None].unbind(1)
-        x = self.head(F.layer_norm(x[:, -n * per_latent :], x.shape[-1:], eps=EPS) * (1 + scale) + shift)
+        x = self.head(F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale) + shift)
         x = x.reshape(B, n, h // ph, w // pw, ph, pw, -1).permute(0, 6, 1, 2, 4, 3, 5)
         output = x.reshape(latents.shape).to(torch.promote_types(x.dtype, torch.float32))
         return precondition(output, latents, sigma) if self.config.precondition else output

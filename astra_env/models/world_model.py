@@ -26,7 +26,7 @@ from astra_env.models.checkpoint import (
     save_checkpoint,
 )
 from astra_env.models.flow_matching import denoise, shifted_sigmas
-from astra_env.models.guidance import GuidedVelocity, conditionings
+from astra_env.models.guidance import GuidedVelocity, JointVelocity, conditionings
 from astra_env.models.history import HistoryLayout
 from astra_env.models.motion import move, start_motion
 from astra_env.models.state import WorldState
@@ -127,7 +127,7 @@ class WorldModel(nn.Module):
         """Load a bundled name ("astra-tiny"), a preset ("astra-1.3b"), a local folder or a repository on the hub.
 
         device None chooses CUDA where there is one. dtype None chooses bfloat16 where the processor computes in it,
-        else float32; the autoencoder stays in float32, but Wan's on CUDA. Further options are the preset's.
+        else float32; the autoencoder's weights stay in float32, but Wan's on CUDA. Further options are the preset's.
         """
         if str(name_or_path) in PRESETS:
             world_model = pkgutil.resolve_name(PRESETS[str(name_or_path)])(**options)
@@ -149,9 +149,8 @@ class WorldModel(nn.Module):
         self.autoencoder.float().to(chosen)
         if isinstance(self.autoencoder, WanAutoencoder) and chosen.type == "cuda":
             self.autoencoder.vae.to(fastest_dtype(chosen))
-        self.transformer.to(chosen, dtype or fastest_dtype(chosen))
-        for block in self.transformer.blocks:
-            block.leave_out_identity()  # type: ignore[operator]
+        self.autoencoder.decoding_dtype = dtype or fastest_dtype(chosen)
+        self.transformer.to(chosen, dtype or fastest_dtype(chosen)).leave_out_identities()
         return self.eval().requires_grad_(False)
 
     def save_pretrained(
@@ -251,16 +250,19 @@ class WorldModel(nn.Module):
 
         One generator a row draws the noise; without them it follows from each row's seed and step count.
         """
-        actions = actions.to(self.device)
-        held = actions[:, None].expand(-1, self.sampling.chunk_size, -1) if actions.ndim == 2 else actions
+        held = actions.to(self.device)
+        held = held[:, None].expand(-1, self.sampling.chunk_size, -1) if held.ndim == 2 else held
         normalised = self.normalise(held, state.modality)
         scale = self.sampling.guidance_scale if guidance_scale is None else guidance_scale
         text_scale = self.sampling.text_guidance_scale if text_guidance_scale is None else text_guidance_scale
-        empty_prompt = None if text_scale == 1 else self.embed_prompts(None, len(state))
-        passes = conditionings(self.transformer, state, normalised, scale, text_scale, empty_prompt)
-        velocity = GuidedVelocity(self.transformer, passes)
-        noise = state.noise(normalised.shape[1], generators)
         num = self.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
+        if num == scale == text_scale == 1 and JointVelocity.serves(self.transformer, state):
+            velocity: JointVelocity | GuidedVelocity = JointVelocity(self.transformer, state, normalised)
+        else:
+            empty = None if text_scale == 1 else self.embed_prompts(None, len(state))
+            passes = conditionings(self.transformer, state, normalised, scale, text_scale, empty)
+            velocity = GuidedVelocity(self.transformer, passes)
+        noise = state.noise(normalised.shape[1], generators)
         sigmas = shifted_sigmas(num, self.sampling.shift)
         state = state.advance(denoise(velocity, noise, sigmas.to(self.device)), normalised, self.layout)
         poses, speeds = move(state.poses, state.speeds, held, state.modality)
@@ -269,9 +271,9 @@ class WorldModel(nn.Module):
     def imagine(
         self, state: WorldState, actions: Tensor, generators: Sequence[torch.Generator] | None = None, **sampling: Any
     ) -> WorldState:
-        """Imagine several steps under actions (B, horizon, A), one after the other, without decoding."""
-        for index in range(actions.shape[1]):
-            state = self.step(state, actions[:, index], generators, **sampling)
+        """Imagine several steps under actions (B, horizon, A) without decoding."""
+        for held in actions.unbind(1):
+            state = self.step(state, held, generators, **sampling)
         return state
 
     def decode(self, state: WorldState) -> tuple[WorldState, Tensor]:
@@ -290,9 +292,7 @@ class WorldModel(nn.Module):
             back = torch.tensor([row for rows in order for row in rows]).argsort()
             merged, frames = WorldState.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
             return merged[back], frames[back.to(frames.device)]
-        cache = state.decoder_cache
-        if replay[0]:
-            cache = self.autoencoder.init_cache(len(state), *state.latents.shape[-2:])
+        cache = self.autoencoder.init_cache(len(state), *state.latents.shape[-2:]) if replay[0] else state.decoder_cache
         frames, cache = self.autoencoder.decode(state.latents[:, :, -int(waiting[0]) :].float(), cache)
         decoded = dataclasses.replace(state, decoder_cache=cache, undecoded=torch.zeros_like(state.undecoded))
         frames = frames[:, -self.chunk_frames :]  # a world younger than a chunk shows its first frame for longer
