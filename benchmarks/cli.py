@@ -28,9 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report.add_argument("--readme", type=Path, default=Path("README.md"))
     wan = commands.add_parser("backbone", help="count the arithmetic of the 1.3B backbone; time it where a GPU is")
     wan.add_argument("--out", type=Path, default=RESULTS.with_name("backbone.json"))
+    fast = commands.add_parser(
+        "speed", help="time worlds against the reference's arithmetic and other shapes, on a CPU"
+    )
+    fast.add_argument("--out", type=Path, default=RESULTS.with_name("speed.json"), help="results file")
+    fast.add_argument("--quick", action="store_true", help="once of everything, to see that it works")
     _add_domains(commands)
     options = parser.parse_args(arguments)
-    run = {"first-light": _first_light, "report": _report, "backbone": _backbone, "domains": _domains}
+    run = {"first-light": _first_light, "report": _report, "backbone": _backbone, "domains": _domains, "speed": _speed}
     try:
         run[options.command](options)
     except (ImportError, OSError, ValueError) as error:
@@ -112,3 +117,10 @@ def _backbone(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def _speed(options: argparse.Namespace) -> None:
+    from benchmarks.speed import QUICK, Sizes, render_speed, speed
+
+    print(render_speed(speed(options.out, QUICK if options.quick else Sizes())))
+    print(f"\nWritten: {options.out}.")

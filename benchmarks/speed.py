@@ -1,0 +1,246 @@
+"""How fast imagined worlds go, as ratios: two sides of each comparison run in turns in one process, on one thread.
+
+A ratio is the other side's time over ours unless it says otherwise, from the medians over all turns. It is processor
+time, which other processes on the machine disturb least; milliseconds are context, not a claim.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from astra_env.models import WorldModel
+from astra_env.models.checkpoint import fastest_dtype
+from benchmarks.runtime import machine, resident_mb
+from benchmarks.speed_sides import (
+    ENVIRONMENT,
+    REFERENCE,
+    diamond_step,
+    diffusers_forward,
+    old_world,
+    one_forward,
+    one_step,
+    small_world,
+    stepping,
+    vector_step,
+)
+from benchmarks.writing import number, rounded, table, write_json
+
+STEPS, GUIDANCE = 50, 2.0
+"""The reference's default: so many denoising steps, two passes each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How often each side runs, and how far the sweeps go."""
+
+    rounds: int = 9
+    horizons: tuple[int, int] = (5, 500)
+    worlds: tuple[int, ...] = (1, 4, 16, 64, 256)
+    chunk_sizes: tuple[int, ...] = (1, 4, 9)
+    many: int = 16
+    forks: int = 32
+    steps: int = STEPS
+
+
+QUICK = Sizes(rounds=1, horizons=(1, 2), worlds=(1, 2), chunk_sizes=(1,), many=2, forks=2, steps=2)
+"""Enough to see that everything works."""
+
+
+def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median processor time of each side in ms, the sides taking turns after one run to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(rounds + 1):
+        for name, run in sides.items():
+            begin = time.process_time()
+            run()
+            if turn:
+                times[name].append(1000 * (time.process_time() - begin))
+    return {name: float(np.median(taken)) for name, taken in times.items()}
+
+
+@torch.no_grad()
+def speed(out: Path, sizes: Sizes) -> dict[str, Any]:
+    """Measure all comparisons, write them to out, and return them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        demands = [*_against_the_reference(sizes), *_against_peers(sizes), *_many_worlds(sizes), *_long_horizons(sizes)]
+        results = {"demands": demands, "sweep": _sweep(sizes), "sizes": dataclasses.asdict(sizes), "machine": machine()}
+    finally:
+        torch.set_num_threads(threads)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, rounded(results))
+    return rounded(results)
+
+
+def _demand(
+    number: str, what: str, demanded: float, reached: float, *, most: bool = False, **context: Any
+) -> dict[str, Any]:
+    """One line: what was demanded (at least so much, or at most) and what was reached."""
+    met = reached <= demanded if most else reached >= demanded
+    sign = "≤" if most else "≥"
+    return {"id": number, "what": what, "sign": sign, "demanded": demanded, "reached": reached, "met": met, **context}
+
+
+def _ratio(times: Mapping[str, float]) -> float:
+    return times["theirs"] / times["ours"]
+
+
+def _against_the_reference(sizes: Sizes) -> list[dict[str, Any]]:
+    dtype = fastest_dtype(torch.device("cpu"))
+    ours, theirs = small_world(dtype), small_world(dtype, **REFERENCE)
+    rows = []
+    for chunk_size, demanded in zip(sizes.chunk_sizes, (3.5, 3.0, 2.2), strict=False):
+        times = alternate(
+            {"ours": one_forward(ours, chunk_size), "theirs": one_forward(theirs, chunk_size)}, sizes.rounds
+        )
+        what = f"forward pass, {chunk_size} latents a chunk, against the reference's arithmetic"
+        rows.append(_demand("C1", what, demanded, _ratio(times), ms=times))
+    full: dict[str, Any] = {"num_inference_steps": sizes.steps, "guidance_scale": GUIDANCE}
+    few = max(1, sizes.rounds // 3)
+    reference = one_step(theirs, old_world(theirs), **full)
+    times = alternate({"ours": one_step(ours, old_world(ours), **full), "theirs": reference}, few)
+    rows.append(
+        _demand("C2", f"step, both with {sizes.steps} denoising steps and guidance", 4.0, _ratio(times), ms=times)
+    )
+    times = alternate({"ours": one_step(ours, old_world(ours)), "theirs": reference}, few)
+    what = f"step, our default of one denoising step against {sizes.steps} with guidance"
+    rows.append(_demand("C3", what, 50.0, _ratio(times), ms=times))
+    return rows
+
+
+def _against_peers(sizes: Sizes) -> list[dict[str, Any]]:
+    dtype = fastest_dtype(torch.device("cpu"))
+    ours = one_forward(small_world(dtype), 1)
+    times = alternate({"ours": ours, "theirs": diffusers_forward(dtype, 56)}, sizes.rounds)
+    rows = [
+        _demand(
+            "C4", "forward pass against diffusers' Wan transformer, history as tokens", 3.0, _ratio(times), ms=times
+        )
+    ]
+    alone, many = vector_step(1), vector_step(sizes.many)
+    for name, kind, once, frames in (("float32", torch.float32, 5.0, 50.0), ("bfloat16", torch.bfloat16, 3.0, 20.0)):
+        times = alternate({"ours": alone, "theirs": diamond_step(1, kind)}, sizes.rounds)
+        rows.append(_demand("C5", f"env step against a DIAMOND-shaped one in {name}", once, _ratio(times), ms=times))
+        times = alternate({"ours": many, "theirs": diamond_step(sizes.many, kind)}, max(1, sizes.rounds // 3))
+        what = f"frames a second in {sizes.many} worlds against DIAMOND's shape in {name}"
+        rows.append(_demand("C5", what, frames, 4 * _ratio(times), ms=times))
+    return rows
+
+
+def _many_worlds(sizes: Sizes) -> list[dict[str, Any]]:
+    times = alternate({"one": vector_step(1), "many": vector_step(sizes.many)}, sizes.rounds)
+    share = times["many"] / sizes.many / times["one"]
+    rows = [_demand("C6", f"time per world of {sizes.many} against one", 0.4, share, most=True, ms=times)]
+    rows.append(_demand("C10", "one env step, ms on one thread", 40.0, times["one"], most=True))
+    world_model = WorldModel.from_pretrained("astra-tiny", "cpu")
+    state = old_world(world_model)
+    for steps, demanded in ((1, 2.5), (4, 1.4)):
+        sides = {
+            "ours": one_step(world_model, state.repeat(sizes.forks), num_inference_steps=steps),
+            "theirs": one_step(world_model, state[[0] * sizes.forks], num_inference_steps=steps),
+        }
+        times = alternate(sides, sizes.rounds)
+        what = f"{sizes.forks} forks against as many copies, {steps} denoising steps"
+        rows.append(_demand("C8", what, demanded, _ratio(times), ms=times))
+    for steps, demanded in ((4, 1.15), (1, 1.3)):
+        sides = {name: vector_step(sizes.many, kind, steps) for name, kind in (("ours", "latent"), ("theirs", "frame"))}
+        times = alternate(sides, sizes.rounds)
+        what = f"latent against pixel observations, {sizes.many} worlds, {steps} denoising steps"
+        rows.append(_demand("C9", what, demanded, _ratio(times), ms=times))
+    return rows
+
+
+def _long_horizons(sizes: Sizes) -> list[dict[str, Any]]:
+    """Steps around an early and a late moment of one rollout, and the memory between them."""
+    step, (early, late) = vector_step(1), sizes.horizons
+    times: list[float] = []
+    before = None
+    for index in range(late + sizes.rounds):
+        begin = time.process_time()
+        step()
+        times.append(1000 * (time.process_time() - begin))
+        if index == early + sizes.rounds:
+            before = resident_mb()
+    ends = [float(np.median(times[start : start + sizes.rounds])) for start in (early, late)]
+    after = resident_mb()
+    growth = None if before is None or after is None else after - before
+    what = f"time of step {late} against step {early}"
+    return [_demand("C7", what, 1.05, ends[1] / ends[0], most=True, ms=ends, memory_growth_mb=growth)]
+
+
+def _sweep(sizes: Sizes) -> dict[str, Any]:
+    """Milliseconds a step and frames a second by number of worlds, with and without pictures; other vectorisations."""
+    native: dict[str, Any] = {"worlds": list(sizes.worlds)}
+    for observation in ("frame", "latent"):
+        taken = [
+            alternate({"step": vector_step(num, observation)}, max(1, sizes.rounds // 3))["step"]
+            for num in sizes.worlds
+        ]
+        native[f"{observation}_ms"] = taken
+        native[f"{observation}_frames_per_s"] = [4000 * num / ms for num, ms in zip(sizes.worlds, taken, strict=True)]
+    num = min(4, sizes.many)
+    sides: dict[str, Callable[[], Any]] = {"native": vector_step(num)}
+    sync = gymnasium.make_vec(ENVIRONMENT, num, "sync", device="cpu")
+    sides["sync"] = stepping(sync)
+    wall = {name: _wall(step, sizes.rounds) for name, step in sides.items()}
+    asynchronous = gymnasium.make_vec(ENVIRONMENT, num, "async", device="cpu")
+    wall["async"] = _wall(stepping(asynchronous), sizes.rounds)
+    asynchronous.close()
+    return {"native": native, "vectorisation": {"worlds": num, "wall_ms": wall}, "guidance": GUIDANCE}
+
+
+def _wall(step: Callable[[], Any], rounds: int) -> float:
+    """Median time on the clock, in which other processes' work counts."""
+    times = []
+    for _ in range(rounds + 1):
+        begin = time.perf_counter()
+        step()
+        times.append(1000 * (time.perf_counter() - begin))
+    return float(np.median(times[1:]))
+
+
+def render_speed(results: dict[str, Any]) -> str:
+    """The demands and the sweep as Markdown."""
+    rows = [
+        [
+            f"{row['id']}: {row['what']}",
+            f"{row['sign']} {row['demanded']:g}",
+            number(row["reached"]),
+            "yes" if row["met"] else "no",
+        ]
+        for row in results["demands"]
+    ]
+    native, other = results["sweep"]["native"], results["sweep"]["vectorisation"]
+    sweep = [
+        [
+            num,
+            *(
+                number(native[key][index], digits)
+                for key, digits in (
+                    ("frame_ms", 1),
+                    ("frame_frames_per_s", 0),
+                    ("latent_ms", 1),
+                    ("latent_frames_per_s", 0),
+                )
+            ),
+        ]
+        for index, num in enumerate(native["worlds"])
+    ]
+    header = ["worlds", "ms a step", "frames/s", "ms a step, latents", "frames/s, latents"]
+    wall = ", ".join(f"{name} {number(ms, 0)} ms" for name, ms in other["wall_ms"].items())
+    return "\n\n".join(
+        [
+            table(["what", "demanded", "reached", "met"], rows),
+            table(header, sweep),
+            f"{other['worlds']} worlds, a step on the clock: {wall}.",
+        ]
+    )

@@ -1,0 +1,121 @@
+"""What speed is measured of: one call each of our worlds, of the reference's arithmetic and of peers' shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import torch
+from torch import Tensor
+
+import astra_env  # noqa: F401  registers the ids
+from astra_env.models import WorldModel, WorldState
+from astra_env.models.autoencoder import TinyAutoencoder
+from astra_env.models.guidance import GuidedVelocity, conditionings
+from astra_env.models.transformer import AstraTransformer, TransformerConfig
+from benchmarks.diamond import NUM_ACTIONS, DiamondWorld
+
+ENVIRONMENT, MODALITY = "Astra-RT1-v0", "end_effector"
+REFERENCE = {"history_attention": "full", "history_packing": "released", "routing": "fixed", "num_experts": 3}
+"""What makes the network compute as the released weights do: no cache, everything anew in each pass."""
+LATENT_SIZE = 8
+
+
+def small_world(dtype: torch.dtype, **changes: Any) -> WorldModel:
+    """A world of the bundled one's sizes with random weights that are not zero."""
+    torch.manual_seed(0)
+    transformer = AstraTransformer(TransformerConfig({MODALITY: 7}, **changes))
+    with torch.no_grad():
+        for parameter in transformer.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    size = (8 * LATENT_SIZE, 8 * LATENT_SIZE)
+    return WorldModel(TinyAutoencoder(), transformer, frame_size=size).placed("cpu", dtype)
+
+
+def old_world(world_model: WorldModel, num_worlds: int = 1) -> WorldState:
+    """Worlds whose history window is full."""
+    generator = torch.Generator().manual_seed(0)
+    size = (num_worlds, 4 * world_model.layout.size + 1, *world_model.frame_size, 3)
+    frames = torch.randint(256, size, generator=generator, dtype=torch.uint8)
+    actions = _random_actions(world_model, num_worlds * world_model.layout.size)
+    return world_model.init_state(frames, MODALITY, actions=actions.unflatten(0, (num_worlds, -1)))
+
+
+def _random_actions(world_model: WorldModel, num: int) -> Tensor:
+    modality = world_model.modalities[MODALITY]
+    low, high = torch.tensor(modality.low), torch.tensor(modality.high)
+    return low + (high - low) * torch.rand(num, len(low), generator=torch.Generator().manual_seed(1))
+
+
+def one_forward(world_model: WorldModel, chunk_size: int) -> Callable[[], Tensor]:
+    """One pass of the network over a chunk, its history known."""
+    state = old_world(world_model)
+    actions = _random_actions(world_model, chunk_size)[None]
+    encoded = world_model.normalise(actions, state.modality)
+    velocity = GuidedVelocity(
+        world_model.transformer, conditionings(world_model.transformer, state, encoded, 1, 1, None)
+    )
+    noise = torch.randn(1, 16, chunk_size, LATENT_SIZE, LATENT_SIZE)
+    return lambda: velocity(noise, torch.tensor(0.7))
+
+
+def one_step(world_model: WorldModel, state: WorldState, **sampling: Any) -> Callable[[], WorldState]:
+    """One chunk of every world of a state."""
+    actions = _random_actions(world_model, len(state))
+    return lambda: world_model.step(state, actions, **sampling)
+
+
+def diffusers_forward(dtype: torch.dtype, num_tokens: int) -> Callable[[], Any]:
+    """One pass of diffusers' Wan transformer at the same sizes over at least so many tokens, with one of text."""
+    from diffusers import WanTransformer3DModel
+
+    per_latent = (LATENT_SIZE // 2) ** 2
+    torch.manual_seed(0)
+    model = WanTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=64,
+        text_dim=16,
+        freq_dim=256,
+        ffn_dim=1024,
+        num_layers=8,
+        rope_max_seq_len=64,
+    )
+    model = model.to(dtype).eval().requires_grad_(False)
+    video = torch.randn(1, 16, -(-num_tokens // per_latent), LATENT_SIZE, LATENT_SIZE, dtype=dtype)
+    text, level = torch.randn(1, 1, 16, dtype=dtype), torch.tensor([700])
+    return lambda: model(video, level, text)
+
+
+def diamond_step(num_worlds: int, dtype: torch.dtype) -> Callable[[], Any]:
+    """One frame of DIAMOND-shaped worlds, reward and end included."""
+    torch.manual_seed(0)
+    world = DiamondWorld().eval().requires_grad_(False)
+    state, action = world.start(num_worlds), torch.randint(NUM_ACTIONS, (num_worlds,))
+
+    def run() -> Any:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return world.step(state, action)
+
+    return run
+
+
+def vector_step(num_envs: int, observation: str = "frame", num_inference_steps: int = 1) -> Callable[[], Any]:
+    """One step of native vector environments of the bundled world, reward included."""
+    env: Any = gymnasium.make_vec(
+        ENVIRONMENT,
+        num_envs,
+        "vector_entry_point",
+        observation=observation,
+        num_inference_steps=num_inference_steps,
+        max_episode_steps=10**9,
+        device="cpu",
+    )
+    return stepping(env)
+
+
+def stepping(env: Any) -> Callable[[], Any]:
+    """One step of an environment under a random action."""
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    return lambda: env.step(env.action_space.sample())
