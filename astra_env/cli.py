@@ -87,7 +87,8 @@ def _rollout(options: argparse.Namespace) -> None:
 
     env: typing.Any = gymnasium.make(options.environment, world_model=options.world_model)
     env.action_space.seed(options.seed)
-    held = [env.action_space.sample() for _ in range(-(-options.steps // options.hold)) for _ in range(options.hold)]
+    samples = [env.action_space.sample() for _ in range(options.steps)]
+    held = [samples[step - step % max(1, options.hold)] for step in range(options.steps)]
     actions, frames = iter(held), []
     episode = record_episode(
         env,

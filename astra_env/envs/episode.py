@@ -112,6 +112,8 @@ def record_episode(
         options: of the reset.
         watch: is shown every info.
     """
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}, expected at least 1.")
     world: Any = env.unwrapped
     arguments = dict((env.spec or gymnasium.spec(world.environment)).kwargs)
     try:
