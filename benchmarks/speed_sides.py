@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
@@ -68,11 +69,9 @@ def one_step(world_model: WorldModel, state: WorldState, **sampling: Any) -> Cal
 
 def diffusers_forward(dtype: torch.dtype, num_tokens: int) -> Callable[[], Any]:
     """One pass of diffusers' Wan transformer at the same sizes over at least so many tokens, with one of text."""
-    from diffusers import WanTransformer3DModel
-
     per_latent = (LATENT_SIZE // 2) ** 2
     torch.manual_seed(0)
-    model = WanTransformer3DModel(
+    model = pkgutil.resolve_name("diffusers:WanTransformer3DModel")(
         num_attention_heads=4,
         attention_head_dim=64,
         text_dim=16,
