@@ -195,7 +195,7 @@ def _sweep(sizes: Sizes) -> dict[str, Any]:
     asynchronous = gymnasium.make_vec(ENVIRONMENT, num, "async", device="cpu")
     wall["async"] = _wall(stepping(asynchronous), sizes.rounds)
     asynchronous.close()
-    return {"native": native, "vectorisation": {"worlds": num, "wall_ms": wall}, "guidance": GUIDANCE}
+    return {"native": native, "vectorisation": {"worlds": num, "wall_ms": wall}}
 
 
 def _wall(step: Callable[[], Any], rounds: int) -> float:

@@ -293,6 +293,13 @@ def test_a_folded_adapter_is_left_out_and_changes_nothing():
         block.adapter.register_forward_hook(lambda *_: called.append(True))
     torch.testing.assert_close(velocity(model, given), expected, atol=1e-5, rtol=1e-5)
     assert not called
+    model.load_state_dict(tiny_transformer().state_dict())
+    torch.testing.assert_close(velocity(model, given), expected)
+    assert called, "weights that are loaded later bring an adapter of their own"
+    called.clear()
+    for block in model.blocks:
+        block.fold_adapter()
+        block.leave_out_identity()
     model.requires_grad_(True)
     velocity(model, given)
     assert called, "an adapter that is trained takes part"

@@ -244,6 +244,7 @@ def test_a_fork_goes_on_as_the_world_itself(make, environment):
         assert rewards[row] == pytest.approx(reward, abs=1e-4)
         np.testing.assert_allclose(told["pose"][row], info["pose"], atol=1e-9)
     assert len(env.unwrapped.save_state()) == 1 and forks.save_state().num_steps.tolist() == [2] * 4
+    assert forks.np_random is not env.unwrapped.np_random
     again = env.unwrapped.fork(4)
     assert np.array_equal(again.step(actions)[0], seen)
 

@@ -63,7 +63,8 @@ class AstraVectorEnv(ImaginedWorlds, VectorEnv[np.ndarray, np.ndarray, np.ndarra
     ) -> AstraVectorEnv:
         """Copies of a single environment's world, one for each generator that their later resets draw from."""
         env = cls.__new__(cls)
-        vars(env).update({name: value for name, value in vars(worlds).items() if name not in ("spec", "_frames")})
+        alone = {"spec", "_frames", "_np_random", "_np_random_seed"}  # of the single environment
+        vars(env).update({name: value for name, value in vars(worlds).items() if name not in alone})
         env._widen(len(rngs), max_episode_steps, AutoresetMode.NEXT_STEP)
         env._rngs, env.state = list(rngs), worlds.save_state().repeat(len(rngs))
         return env

@@ -147,6 +147,11 @@ class TextAttention(nn.Module):
 # 3. The block
 
 
+def _adapter_unknown(block: nn.Module, incompatible: object) -> None:
+    """Other weights may have an adapter that does something."""
+    block.adapter_folded = False  # type: ignore[assignment]
+
+
 class Block(nn.Module):
     """Modulate, add the action experts, self-attention, ACT-Adapter, gate; then the prompt; then the feed-forward."""
 
@@ -164,6 +169,7 @@ class Block(nn.Module):
         nn.init.eye_(self.adapter.weight)
         nn.init.zeros_(self.adapter.bias)
         self.adapter_folded = False  # the adapter is the identity and frozen: it can be left out
+        self.register_load_state_dict_post_hook(_adapter_unknown)
 
     @torch.no_grad()
     def fold_adapter(self) -> None:
