@@ -178,11 +178,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
             options |= {"type": typing.get_args(kind)[0], "nargs": "+"}
         elif kind is not bool:
             options["type"] = kind
-        text = (
-            field.metadata["help"]
-            if field.default in (None, dataclasses.MISSING)
-            else f"{field.metadata['help']} (%(default)s)"
-        )
+        text = field.metadata["help"] + ("" if field.default in (None, dataclasses.MISSING) else " (%(default)s)")
         parser.add_argument(flag, action=action, help=text, **options)
 
 

@@ -120,15 +120,16 @@ class WorldState:
             num_steps=self.num_steps + 1,
         )
 
-    def digest(self) -> str:
-        """SHA-256 of every bit of the worlds: equal for equal worlds alone."""
+    def _named(self) -> dict[str, Tensor]:
+        """All tensors by name, on the CPU."""
         tensors = self._map(lambda t: t.detach().cpu().contiguous())
         cache = tensors.pop("decoder_cache")
+        return tensors | {f"decoder_cache.{index}": entry for index, entry in enumerate(cache)}
+
+    def digest(self) -> str:
+        """SHA-256 of every bit of the worlds: equal for equal worlds alone."""
         content = hashlib.sha256(repr(self.modality).encode())
-        for name, tensor in [
-            *tensors.items(),
-            *((f"decoder_cache.{index}", entry) for index, entry in enumerate(cache)),
-        ]:
+        for name, tensor in self._named().items():
             content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             content.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
         return content.hexdigest()
@@ -136,9 +137,7 @@ class WorldState:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, exact, with the names in its JSON header."""
         path = Path(path)
-        tensors = self._map(lambda t: t.detach().cpu().contiguous().clone())
-        cache = tensors.pop("decoder_cache")
-        tensors |= {f"decoder_cache.{index}": entry for index, entry in enumerate(cache)}
+        tensors = {name: tensor.clone() for name, tensor in self._named().items()}  # the file takes no shared memory
         partial = path.with_name(path.name + ".partial")
         save_file(tensors, partial, metadata={"world_state": json.dumps({"modality": self.modality})})
         os.replace(partial, path)
