@@ -21,12 +21,14 @@ from astra_env.models.checkpoint import fastest_dtype
 from benchmarks.runtime import machine, resident_mb
 from benchmarks.speed_sides import (
     ENVIRONMENT,
-    REFERENCE,
     diamond_step,
     diffusers_forward,
     old_world,
     one_forward,
     one_step,
+    reference_pass,
+    reference_step,
+    small_reference,
     small_world,
     stepping,
     vector_step,
@@ -96,24 +98,24 @@ def _ratio(times: Mapping[str, float]) -> float:
 
 def _against_the_reference(sizes: Sizes) -> list[dict[str, Any]]:
     dtype = fastest_dtype(torch.device("cpu"))
-    ours, theirs = small_world(dtype), small_world(dtype, **REFERENCE)
+    ours, theirs = small_world(dtype), small_reference(dtype)
     rows = []
     for chunk_size, demanded in zip(sizes.chunk_sizes, (3.5, 3.0, 2.2), strict=False):
-        times = alternate(
-            {"ours": one_forward(ours, chunk_size), "theirs": one_forward(theirs, chunk_size)}, sizes.rounds
-        )
+        sides = {"ours": one_forward(ours, chunk_size), "theirs": reference_pass(theirs, chunk_size)}
+        times = alternate(sides, sizes.rounds)
         what = f"forward pass, {chunk_size} latents a chunk, against the reference's arithmetic"
         rows.append(_demand("C1", what, demanded, _ratio(times), ms=times))
-    full: dict[str, Any] = {"num_inference_steps": sizes.steps, "guidance_scale": GUIDANCE}
-    few = max(1, sizes.rounds // 3)
-    reference = one_step(theirs, old_world(theirs), **full)
-    times = alternate({"ours": one_step(ours, old_world(ours), **full), "theirs": reference}, few)
-    rows.append(
-        _demand("C2", f"step, both with {sizes.steps} denoising steps and guidance", 4.0, _ratio(times), ms=times)
-    )
-    times = alternate({"ours": one_step(ours, old_world(ours)), "theirs": reference}, few)
+    state, few = old_world(ours), max(1, sizes.rounds // 3)
+    sides = {
+        "ours": one_step(ours, state, num_inference_steps=sizes.steps, guidance_scale=GUIDANCE),
+        "default": one_step(ours, state),
+        "theirs": reference_step(theirs, sizes.steps, GUIDANCE),
+    }
+    times = alternate(sides, few)
+    what = f"step, both with {sizes.steps} denoising steps and guidance"
+    rows.append(_demand("C2", what, 4.0, _ratio(times), ms=times))
     what = f"step, our default of one denoising step against {sizes.steps} with guidance"
-    rows.append(_demand("C3", what, 50.0, _ratio(times), ms=times))
+    rows.append(_demand("C3", what, 50.0, times["theirs"] / times["default"], ms=times))
     return rows
 
 

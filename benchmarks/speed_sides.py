@@ -1,9 +1,14 @@
-"""What speed is measured of: one call each of our worlds, of the reference's arithmetic and of peers' shapes."""
+"""What speed is measured of: one call each of our worlds, of the reference's arithmetic and of peers' shapes.
+
+The reference's arithmetic is that of `astra_env.models.reference`, whose outputs are the authors' own: history, actions,
+prompt and rotary tables anew in every pass, and guidance as a pass of its own.
+"""
 
 from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -14,24 +19,38 @@ import astra_env  # noqa: F401  registers the ids
 from astra_env.models import WorldModel, WorldState
 from astra_env.models.autoencoder import TinyAutoencoder
 from astra_env.models.guidance import GuidedVelocity, conditionings
+from astra_env.models.reference import RELEASED_1_3B, reference_config, reference_forward
+from astra_env.models.reference_sampling import WINDOW, guided, inference_window, sampling_steps, sigma_table
 from astra_env.models.transformer import AstraTransformer, TransformerConfig
 from benchmarks.diamond import NUM_ACTIONS, DiamondWorld
 
 ENVIRONMENT, MODALITY = "Astra-RT1-v0", "end_effector"
-REFERENCE = {"history_attention": "full", "history_packing": "released", "routing": "fixed", "num_experts": 3}
-"""What makes the network compute as the released weights do: no cache, everything anew in each pass."""
-LATENT_SIZE = 8
+LATENT_SIZE, CHANNELS = 8, 16
+TEXT_DIM = 16
+"""Width of the prompt's embeddings, one token long, wherever the other side cannot do without one."""
+REFERENCE = RELEASED_1_3B | {"dim": 256, "ffn_dim": 1024, "text_dim": TEXT_DIM, "num_heads": 4, "num_layers": 8}
+"""The released configuration at the bundled world's sizes."""
 
 
-def small_world(dtype: torch.dtype, **changes: Any) -> WorldModel:
-    """A world of the bundled one's sizes with random weights that are not zero."""
+def small_world(dtype: torch.dtype) -> WorldModel:
+    """A world of the bundled one's sizes that takes a prompt, with random weights that are not zero."""
+    transformer = _random(TransformerConfig({MODALITY: 7}, text_dim=TEXT_DIM))
+    size = (8 * LATENT_SIZE, 8 * LATENT_SIZE)
+    return WorldModel(TinyAutoencoder(), transformer, frame_size=size).placed("cpu", dtype)
+
+
+def small_reference(dtype: torch.dtype) -> AstraTransformer:
+    """The released form of the network at the same sizes."""
+    return _random(reference_config(REFERENCE)).to(dtype).eval().requires_grad_(False)
+
+
+def _random(config: TransformerConfig) -> AstraTransformer:
     torch.manual_seed(0)
-    transformer = AstraTransformer(TransformerConfig({MODALITY: 7}, **changes))
+    transformer = AstraTransformer(config)
     with torch.no_grad():
         for parameter in transformer.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    size = (8 * LATENT_SIZE, 8 * LATENT_SIZE)
-    return WorldModel(TinyAutoencoder(), transformer, frame_size=size).placed("cpu", dtype)
+    return transformer
 
 
 def old_world(world_model: WorldModel, num_worlds: int = 1) -> WorldState:
@@ -39,8 +58,10 @@ def old_world(world_model: WorldModel, num_worlds: int = 1) -> WorldState:
     generator = torch.Generator().manual_seed(0)
     size = (num_worlds, 4 * world_model.layout.size + 1, *world_model.frame_size, 3)
     frames = torch.randint(256, size, generator=generator, dtype=torch.uint8)
-    actions = _random_actions(world_model, num_worlds * world_model.layout.size)
-    return world_model.init_state(frames, MODALITY, actions=actions.unflatten(0, (num_worlds, -1)))
+    actions = _random_actions(world_model, num_worlds * world_model.layout.size).unflatten(0, (num_worlds, -1))
+    text_dim = world_model.transformer.config.text_dim
+    prompts = None if text_dim is None else torch.zeros(num_worlds, 1, text_dim)
+    return world_model.init_state(frames, MODALITY, prompts, actions)
 
 
 def _random_actions(world_model: WorldModel, num: int) -> Tensor:
@@ -57,8 +78,34 @@ def one_forward(world_model: WorldModel, chunk_size: int) -> Callable[[], Tensor
     velocity = GuidedVelocity(
         world_model.transformer, conditionings(world_model.transformer, state, encoded, 1, 1, None)
     )
-    noise = torch.randn(1, 16, chunk_size, LATENT_SIZE, LATENT_SIZE)
+    noise = _noise(chunk_size)
     return lambda: velocity(noise, torch.tensor(0.7))
+
+
+def _noise(chunk_size: int) -> Tensor:
+    return torch.randn(1, CHANNELS, chunk_size, LATENT_SIZE, LATENT_SIZE)
+
+
+def _reference_inputs(transformer: AstraTransformer, chunk_size: int) -> dict[str, Tensor]:
+    """What the reference reads for a chunk after a full window: the window's slots, action rows and one token of text."""
+    rows = torch.randn(1, WINDOW + chunk_size, transformer.config.action_dims["openx"] + 1)
+    window = inference_window(_noise(WINDOW), rows, chunk_size)
+    return window | {"context": torch.zeros(1, 1, TEXT_DIM)}
+
+
+def reference_pass(transformer: AstraTransformer, chunk_size: int) -> Callable[[], Tensor]:
+    """One pass of the released form over a chunk and its history."""
+    inputs = _reference_inputs(transformer, chunk_size)
+    inputs |= {"latents": _noise(chunk_size), "timestep": torch.tensor([700.0])}
+    return lambda: reference_forward(transformer, "openx", inputs)
+
+
+def reference_step(transformer: AstraTransformer, num_inference_steps: int, guidance_scale: float) -> Callable[[], Any]:
+    """One chunk of one latent of the released form."""
+    inputs, noise = _reference_inputs(transformer, 1), _noise(1)
+    velocity = guided(partial(reference_forward, transformer, "openx"), action_scale=guidance_scale)
+    sigmas = sigma_table(num_inference_steps)
+    return lambda: list(sampling_steps(velocity, inputs, noise, sigmas))[-1]
 
 
 def one_step(world_model: WorldModel, state: WorldState, **sampling: Any) -> Callable[[], WorldState]:
@@ -74,15 +121,15 @@ def diffusers_forward(dtype: torch.dtype, num_tokens: int) -> Callable[[], Any]:
     model = pkgutil.resolve_name("diffusers:WanTransformer3DModel")(
         num_attention_heads=4,
         attention_head_dim=64,
-        text_dim=16,
+        text_dim=TEXT_DIM,
         freq_dim=256,
         ffn_dim=1024,
         num_layers=8,
         rope_max_seq_len=64,
     )
     model = model.to(dtype).eval().requires_grad_(False)
-    video = torch.randn(1, 16, -(-num_tokens // per_latent), LATENT_SIZE, LATENT_SIZE, dtype=dtype)
-    text, level = torch.randn(1, 1, 16, dtype=dtype), torch.tensor([700])
+    video = torch.randn(1, CHANNELS, -(-num_tokens // per_latent), LATENT_SIZE, LATENT_SIZE, dtype=dtype)
+    text, level = torch.randn(1, 1, TEXT_DIM, dtype=dtype), torch.tensor([700])
     return lambda: model(video, level, text)
 
 

@@ -7,7 +7,14 @@ import torch
 
 from benchmarks.cli import main
 from benchmarks.speed import alternate
-from benchmarks.speed_sides import REFERENCE, old_world, one_forward, small_world
+from benchmarks.speed_sides import (
+    old_world,
+    one_forward,
+    reference_pass,
+    reference_step,
+    small_reference,
+    small_world,
+)
 
 
 def test_sides_take_turns_after_a_run_to_warm_up():
@@ -17,17 +24,23 @@ def test_sides_take_turns_after_a_run_to_warm_up():
 
 
 @torch.no_grad()
-def test_the_reference_reads_its_history_in_every_pass():
-    tokens = []
-    for changes in ({}, REFERENCE):
-        world_model = small_world(torch.float32, **changes)
-        assert old_world(world_model, 2).lengths.min() > world_model.layout.size
-        block = world_model.transformer.blocks[0]
-        run = one_forward(world_model, 1)
-        hook = block.register_forward_hook(lambda _, args, out: tokens.append(args[0].shape[1]))
+def test_the_reference_reads_its_history_in_every_pass_and_guides_in_a_pass_of_its_own():
+    ours, theirs = small_world(torch.float32), small_reference(torch.float32)
+    state = old_world(ours, 2)
+    assert state.lengths.min() > ours.layout.size and state.prompt_embeds.shape[1] == 1
+    sides = {"ours": (ours.transformer, one_forward(ours, 1)), "theirs": (theirs, reference_pass(theirs, 1))}
+    tokens = {}
+    for name, (transformer, run) in sides.items():
+        seen: list[tuple[int, int]] = []
+        hook = transformer.blocks[0].register_forward_hook(lambda _, args, out, seen=seen: seen.append(args[0].shape))
         assert run().isfinite().all()
         hook.remove()
-    assert tokens == [16, 56], "16 tokens of a chunk, and 40 of history where nothing is kept"
+        tokens[name] = [tuple(shape[:2]) for shape in seen]
+    assert tokens == {"ours": [(1, 16)], "theirs": [(1, 56)]}, "16 tokens of a chunk, 40 of history"
+    passes: list[int] = []
+    theirs.blocks[0].register_forward_hook(lambda *_: passes.append(1))
+    reference_step(theirs, 3, 2.0)()
+    assert len(passes) == 6, "three steps with and without actions"
 
 
 @pytest.mark.slow
