@@ -52,11 +52,12 @@ class Sizes:
     steps: int = STEPS
 
 
+Sides = Mapping[str, Callable[[], Any]]
 QUICK = Sizes(rounds=1, horizons=(1, 2), worlds=(1, 2), chunk_sizes=(1,), many=2, forks=2, steps=2)
 """Enough to see that everything works."""
 
 
-def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+def alternate(sides: Sides, rounds: int) -> dict[str, float]:
     """Median processor time of each side in ms, the sides taking turns after one run to warm up."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
@@ -101,7 +102,7 @@ def _against_the_reference(sizes: Sizes) -> list[dict[str, Any]]:
     ours, theirs = small_world(dtype), small_reference(dtype)
     rows = []
     for chunk_size, demanded in zip(sizes.chunk_sizes, (3.5, 3.0, 2.2), strict=False):
-        sides = {"ours": one_forward(ours, chunk_size), "theirs": reference_pass(theirs, chunk_size)}
+        sides: Sides = {"ours": one_forward(ours, chunk_size), "theirs": reference_pass(theirs, chunk_size)}
         times = alternate(sides, sizes.rounds)
         what = f"forward pass, {chunk_size} latents a chunk, against the reference's arithmetic"
         rows.append(_demand("C1", what, demanded, _ratio(times), ms=times))

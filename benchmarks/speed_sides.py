@@ -1,7 +1,7 @@
 """What speed is measured of: one call each of our worlds, of the reference's arithmetic and of peers' shapes.
 
-The reference's arithmetic is that of `astra_env.models.reference`, whose outputs are the authors' own: history, actions,
-prompt and rotary tables anew in every pass, and guidance as a pass of its own.
+The reference's arithmetic is that of `astra_env.models.reference`, whose outputs are the authors' own: history,
+actions, prompt and rotary tables anew in every pass, and guidance as a pass of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ENVIRONMENT, MODALITY = "Astra-RT1-v0", "end_effector"
 LATENT_SIZE, CHANNELS = 8, 16
 TEXT_DIM = 16
 """Width of the prompt's embeddings, one token long, wherever the other side cannot do without one."""
-REFERENCE = RELEASED_1_3B | {"dim": 256, "ffn_dim": 1024, "text_dim": TEXT_DIM, "num_heads": 4, "num_layers": 8}
+REFERENCE = {**RELEASED_1_3B, "dim": 256, "ffn_dim": 1024, "text_dim": TEXT_DIM, "num_heads": 4, "num_layers": 8}
 """The released configuration at the bundled world's sizes."""
 
 
@@ -87,7 +87,7 @@ def _noise(chunk_size: int) -> Tensor:
 
 
 def _reference_inputs(transformer: AstraTransformer, chunk_size: int) -> dict[str, Tensor]:
-    """What the reference reads for a chunk after a full window: the window's slots, action rows and one token of text."""
+    """What the reference reads for a chunk: the slots of a full window, action rows and one token of text."""
     rows = torch.randn(1, WINDOW + chunk_size, transformer.config.action_dims["openx"] + 1)
     window = inference_window(_noise(WINDOW), rows, chunk_size)
     return window | {"context": torch.zeros(1, 1, TEXT_DIM)}
