@@ -161,13 +161,11 @@ def _collect(options: argparse.Namespace) -> None:
     print(f"{manifest} describes the episodes beside it.")
 
 
-def _add_train(parser: argparse.ArgumentParser) -> None:
-    """One flag for every field of TrainConfig; the folders of data are positional."""
-    from astra_env.training import TrainConfig
-
-    types = typing.get_type_hints(TrainConfig)
+def _add_fields(parser: argparse.ArgumentParser, config: typing.Any) -> None:
+    """One flag for every field of a configuration; the folders of data, its first, are positional."""
+    types = typing.get_type_hints(config)
     parser.add_argument("data", metavar="DATA", nargs="+", help="folders of recorded episodes, one for each domain")
-    for field in dataclasses.fields(TrainConfig)[1:]:
+    for field in dataclasses.fields(config)[1:]:
         kind = next(part for part in (*typing.get_args(types[field.name]), types[field.name]) if part is not type(None))
         several = typing.get_origin(kind) is tuple
         required = field.default is dataclasses.MISSING
@@ -182,13 +180,35 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, action=action, help=text, **options)
 
 
+def _from_options(config: typing.Any, options: argparse.Namespace) -> typing.Any:
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(config)}
+    return config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    from astra_env.training import TrainConfig
+
+    _add_fields(parser, TrainConfig)
+
+
 def _train(options: argparse.Namespace) -> None:
     from astra_env.training import TrainConfig, train
 
-    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)}
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    checkpoint = train(TrainConfig(**values))
+    checkpoint = train(_from_options(TrainConfig, options))
     print(f"{checkpoint} is the trained world; watch it with: astra-env demo --world-model {checkpoint}")
+
+
+def _add_distill(parser: argparse.ArgumentParser) -> None:
+    from astra_env.training import DistillConfig
+
+    _add_fields(parser, DistillConfig)
+
+
+def _distill(options: argparse.Namespace) -> None:
+    from astra_env.training import DistillConfig, distill
+
+    checkpoint = distill(_from_options(DistillConfig, options))
+    print(f"{checkpoint} is the student; watch it with: astra-env demo --world-model {checkpoint}")
 
 
 def _add_nothing(parser: argparse.ArgumentParser) -> None:
@@ -202,4 +222,5 @@ COMMANDS: dict[str, Command] = {
     "replay": Command("check that an episode comes again, bit by bit", _add_replay, _replay),
     "collect": Command("record episodes in the real simulator (needs: make simulators)", _add_collect, _collect),
     "train": Command("fit a world to recorded episodes; resumes when called again", _add_train, _train),
+    "distill": Command("fit a student that needs fewer denoising steps than its teacher", _add_distill, _distill),
 }

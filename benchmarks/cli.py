@@ -115,12 +115,12 @@ def _backbone(options: argparse.Namespace) -> None:
     print(results)
 
 
-if __name__ == "__main__":
-    main()
-
-
 def _speed(options: argparse.Namespace) -> None:
     from benchmarks.speed import QUICK, Sizes, render_speed, speed
 
     print(render_speed(speed(options.out, QUICK if options.quick else Sizes())))
     print(f"\nWritten: {options.out}.")
+
+
+if __name__ == "__main__":
+    main()

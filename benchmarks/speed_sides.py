@@ -76,7 +76,7 @@ def one_forward(world_model: WorldModel, chunk_size: int) -> Callable[[], Tensor
     actions = _random_actions(world_model, chunk_size)[None]
     encoded = world_model.normalise(actions, state.modality)
     velocity = GuidedVelocity(
-        world_model.transformer, conditionings(world_model.transformer, state, encoded, 1, 1, None)
+        world_model.transformer, conditionings(world_model.transformer, state, encoded, world_model.sampling, None)
     )
     noise = _noise(chunk_size)
     return lambda: velocity(noise, torch.tensor(0.7))

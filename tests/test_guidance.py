@@ -10,6 +10,7 @@ from tiny import MODALITY, random_actions, random_frames, seeded, tiny_world_mod
 from torch import Tensor
 
 from astra_env.models import WorldModel, WorldState
+from astra_env.models.flow_matching import Sampling
 from astra_env.models.guidance import GuidedVelocity, conditionings
 
 TEXT_DIM = 8
@@ -53,10 +54,14 @@ def encoded(world_model, state, n: int = 2) -> Tensor:
     return world_model.normalise(random_actions(2, n, seed=7), state.modality)
 
 
+def scales(actions: float, prompt: float) -> Sampling:
+    return Sampling(guidance_scale=actions, text_guidance_scale=prompt)
+
+
 def guided(world_model, state, scale: float = 1.0, text_scale: float = 1.0) -> Tensor:
     """What guidance gives."""
     actions = encoded(world_model, state)
-    passes = conditionings(world_model.transformer, state, actions, scale, text_scale, prompts(2))
+    passes = conditionings(world_model.transformer, state, actions, scales(scale, text_scale), prompts(2))
     return GuidedVelocity(world_model.transformer, passes)(noisy(), SIGMA)
 
 
@@ -110,7 +115,9 @@ def test_both_add_up(world_model, state):
 @pytest.mark.parametrize("scale", [0.0, 0.3, 1.0, 2.0])
 @pytest.mark.parametrize("text_scale", [0.0, 1.0, 7.5])
 def test_weights_add_up_to_one_and_only_what_is_needed_runs(world_model, state, scale, text_scale):
-    passes = conditionings(world_model.transformer, state, encoded(world_model, state), scale, text_scale, prompts(2))
+    passes = conditionings(
+        world_model.transformer, state, encoded(world_model, state), scales(scale, text_scale), prompts(2)
+    )
     assert len(passes) == 1 + (scale != 1) + (text_scale != 1)
     assert sum(entry.weight for entry in passes) == pytest.approx(1)
 
@@ -127,7 +134,7 @@ def test_all_passes_share_one_batch(world_model, state, scales, rows):
 def test_causal_passes_share_one_history():
     world_model = tiny_world_model(text_dim=TEXT_DIM)
     state = world_model.init_state(random_frames(2, 9), MODALITY, prompts=prompts(1))
-    first, free = conditionings(world_model.transformer, state, encoded(world_model, state), 2.0, 1.0, None)
+    first, free = conditionings(world_model.transformer, state, encoded(world_model, state), scales(2.0, 1.0), None)
     assert free.cache is first.cache
 
 
@@ -135,13 +142,40 @@ def test_rows_are_guided_by_themselves(world_model, state):
     both = guided(world_model, state, 2.0, 3.0)
     swapped = state[[1, 0]]
     actions = encoded(world_model, state).flip(0)
-    passes = conditionings(world_model.transformer, swapped, actions, 2.0, 3.0, prompts(2).flip(0))
+    passes = conditionings(world_model.transformer, swapped, actions, scales(2.0, 3.0), prompts(2).flip(0))
     velocity = GuidedVelocity(world_model.transformer, passes)(noisy().flip(0), SIGMA)
     torch.testing.assert_close(velocity.flip(0), both, atol=3e-5, rtol=3e-5)
 
 
 def test_gradients_of_guided_velocities_reach_the_actions(world_model, state):
     actions = encoded(world_model, state).requires_grad_(True)
-    passes = conditionings(world_model.transformer, state, actions, 2.0, 3.0, prompts(2))
+    passes = conditionings(world_model.transformer, state, actions, scales(2.0, 3.0), prompts(2))
     GuidedVelocity(world_model.transformer, passes)(noisy(), SIGMA).square().sum().backward()
     assert actions.grad is not None and (actions.grad.abs().sum(-1) > 0).all()
+
+
+def test_outside_its_interval_guidance_neither_acts_nor_costs(world_model, state):
+    actions = encoded(world_model, state)
+    passes = conditionings(world_model.transformer, state, actions, scales(4.0, 1.0), None)
+    batches = []
+    hook = world_model.transformer.blocks[0].register_forward_hook(lambda _, args, out: batches.append(len(args[0])))
+    inside, outside, alone = (
+        GuidedVelocity(world_model.transformer, chosen, interval)(noisy(), SIGMA)
+        for chosen, interval in ((passes, (0.5, 1.0)), (passes, (0.7, 1.0)), (passes[:1], (0.0, 1.0)))
+    )
+    hook.remove()
+    assert batches == [4, 2, 2]
+    assert torch.equal(outside, alone) and not torch.allclose(inside, alone)
+    torch.testing.assert_close(inside, guided(world_model, state, 4.0), **EXACT)
+
+
+def test_a_step_can_be_sampled_otherwise(world_model, state):
+    held = random_actions(2, seed=7)
+    whole, none, plain = (
+        world_model.step(state, held, num_inference_steps=2, guidance_scale=scale, guidance_interval=interval).latents
+        for scale, interval in ((4.0, None), (4.0, (0.0, 0.0)), (1.0, None))
+    )
+    assert torch.equal(none, plain) and not torch.allclose(whole, plain)
+    assert world_model.step(state, held, chunk_size=3).num_steps.tolist() == [1, 1]
+    with pytest.raises(TypeError, match=r"Sampling has no \['guidance'\], expected some of"):
+        world_model.step(state, held, guidance=2.0)

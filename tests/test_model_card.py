@@ -9,8 +9,8 @@ from tiny import tiny_transformer, tiny_world_model
 from astra_env.actions import ACTION_MODALITIES
 from astra_env.models import WorldModel
 from astra_env.models.autoencoder import TinyAutoencoder
+from astra_env.models.flow_matching import Sampling
 from astra_env.models.model_card import model_card
-from astra_env.models.world_model import Sampling
 
 NAME = "someone/a-world"
 

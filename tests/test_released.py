@@ -12,6 +12,7 @@ from tiny_release import CHUNK, SMALL, actions_of, load_release, start, write_re
 from torch import Tensor
 
 from astra_env.models import WorldModel, WorldState
+from astra_env.models.flow_matching import Sampling
 from astra_env.models.guidance import GuidedVelocity, conditionings
 from astra_env.models.reference import reference_forward
 from astra_env.models.reference_actions import preset_camera_rows
@@ -49,7 +50,9 @@ def reference_velocity(world_model: WorldModel, modality: str):
 def test_the_velocity_is_the_references(world_model, num_history, modality):
     state, actions = start(world_model, num_history, modality, batch=2), actions_of(modality, 2, CHUNK)
     noise, sigma = torch.randn(2, 16, CHUNK, 4, 4, generator=seeded(4)), torch.tensor(0.7)
-    passes = conditionings(world_model.transformer, state, world_model.normalise(actions, state.modality), 1, 1, None)
+    passes = conditionings(
+        world_model.transformer, state, world_model.normalise(actions, state.modality), Sampling(), None
+    )
     velocity = GuidedVelocity(world_model.transformer, passes)(noise, sigma)
     inputs = reference_inputs(world_model, state, actions) | {"latents": noise, "timestep": 1000 * sigma[None]}
     expected = reference_velocity(world_model, modality)(inputs)
@@ -80,7 +83,7 @@ def test_a_long_history_keeps_its_first_latent_and_its_own_actions(world_model):
     table = torch.nn.functional.pad(torch.cat([rows, own], dim=1), (0, 1))
     inputs = inference_window(latents, table, CHUNK, keep_first=True)  # what the authors' training reads
     inputs |= {"context": state.prompt_embeds, "latents": noise, "timestep": 1000 * sigma[None]}
-    passes = conditionings(world_model.transformer, state, own, 1, 1, None)
+    passes = conditionings(world_model.transformer, state, own, Sampling(), None)
     velocity = GuidedVelocity(world_model.transformer, passes)(noise, sigma)
     torch.testing.assert_close(velocity, reference_velocity(world_model, "camera")(inputs), **EXACT)
 

@@ -70,6 +70,7 @@ class ImaginedWorlds:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         text_guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         style: str | None = None,
         device: str | None = None,
         render_mode: str | None = None,
@@ -82,6 +83,7 @@ class ImaginedWorlds:
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
             "text_guidance_scale": text_guidance_scale,
+            "guidance_interval": guidance_interval,
         }
         self.style = style
         self.world_model = load_world_model(str(world_model), device, **world_model_options or {})

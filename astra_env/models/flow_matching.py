@@ -5,11 +5,45 @@ The schedule is the shifted one of Wan and Astra (arXiv 2512.08931, section 3): 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How a step is sampled; a world model has its defaults.
+
+    Guidance doubles the cost of a denoising step. Where it acts on an interval of noise levels alone, those outside
+    cost one pass: the highest levels decide on the motion, the lowest on texture.
+    """
+
+    num_inference_steps: int = 1  # Euler steps
+    guidance_scale: float = 1.0  # of the actions; 1 is none
+    shift: float = 3.0  # of the noise levels
+    text_guidance_scale: float = 1.0
+    chunk_size: int = 1  # latents
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # noise levels at which guidance acts
+
+    @property
+    def single_pass(self) -> bool:
+        """Whether one pass of the network does it."""
+        return self.num_inference_steps == self.guidance_scale == self.text_guidance_scale == 1
+
+    def replaced(self, **changes: Any) -> Sampling:
+        """The same but for what is given and not None; TypeError for what is no field."""
+        if unknown := sorted(changes.keys() - {field.name for field in dataclasses.fields(self)}):
+            known = [field.name for field in dataclasses.fields(self)]
+            raise TypeError(f"Sampling has no {unknown}, expected some of {known}.")
+        given = {name: value for name, value in changes.items() if value is not None}
+        if "guidance_interval" in given:
+            low, high = given["guidance_interval"]
+            given["guidance_interval"] = (float(low), float(high))
+        return dataclasses.replace(self, **given)
 
 
 def shifted_sigmas(num_inference_steps: int, shift: float = 3.0) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from astra_env.models.action_experts import ActionFeatures
+from astra_env.models.flow_matching import Sampling
 from astra_env.models.state import WorldState
 from astra_env.models.transformer import AstraTransformer, HistoryCache
 
@@ -27,12 +28,17 @@ class Pass:
 
 
 class GuidedVelocity:
-    """Velocity of B worlds under several weighed conditionings that share one batch."""
+    """Velocity of B worlds under several weighed conditionings that share one batch.
 
-    def __init__(self, transformer: AstraTransformer, passes: Sequence[Pass]) -> None:
-        self.transformer, self.weights = transformer, [entry.weight for entry in passes]
+    At noise levels outside the interval (lowest, highest) the first of them, that under all conditions, counts alone.
+    """
+
+    def __init__(
+        self, transformer: AstraTransformer, passes: Sequence[Pass], interval: tuple[float, float] = (0.0, 1.0)
+    ) -> None:
+        self.transformer, self.weights, self.interval = transformer, [entry.weight for entry in passes], interval
+        self.first = passes[0]
         if len(passes) == 1:
-            self.features, self.cache = passes[0].features, passes[0].cache
             return
         values = torch.cat([entry.features.values for entry in passes], dim=1)
         self.features = ActionFeatures(values, torch.cat([entry.features.routing for entry in passes]))
@@ -41,10 +47,10 @@ class GuidedVelocity:
     def __call__(self, latents: Tensor, sigma: Tensor) -> Tensor:
         """Velocity (B, C, n, h, w) of latents of that shape at one noise level."""
         count = len(self.weights)
+        if count == 1 or not self.interval[0] <= float(sigma) <= self.interval[1]:
+            return self.transformer(latents, sigma.reshape(1), self.first.features, self.first.cache)
         batch = latents.repeat(count, 1, 1, 1, 1)
         velocity = self.transformer(batch, sigma.reshape(1), self.features, self.cache)
-        if count == 1:
-            return velocity
         parts = velocity.chunk(count)
         return sum((weight * part for weight, part in zip(self.weights, parts, strict=True)), torch.zeros_like(latents))
 
@@ -74,8 +80,7 @@ def conditionings(
     transformer: AstraTransformer,
     state: WorldState,
     actions: Tensor,
-    guidance_scale: float,
-    text_guidance_scale: float,
+    sampling: Sampling,
     empty_prompt: Tensor | None,
 ) -> list[Pass]:
     """What guidance weighs for the next chunk of B worlds: all conditions, without actions, without the prompt.
@@ -84,10 +89,10 @@ def conditionings(
         transformer: computes the histories and the features of the actions.
         state: B worlds.
         actions: encoded actions (B, n, A) of the chunk.
-        guidance_scale: of the actions; 1 needs no further pass.
-        text_guidance_scale: of the prompt; 1 needs no further pass.
+        sampling: scales of the actions' and the prompt's guidance; a scale of 1 needs no further pass.
         empty_prompt: embeddings (B, L, D) of the empty prompt, where text_guidance_scale is not 1.
     """
+    guidance_scale, text_guidance_scale = sampling.guidance_scale, sampling.text_guidance_scale
     dtype = transformer.head.weight.dtype
     given = torch.ones_like(actions[..., 0])
     table = torch.cat([state.actions, actions], dim=1).to(dtype)

@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
+from astra_env.models.flow_matching import Sampling
 from astra_env.models.hub import WAN_REPO, Source, download
 from astra_env.models.reference import from_reference, load_reference_weights
 from astra_env.models.text_encoder import TextEncoder
 from astra_env.models.wan import load_wan_autoencoder
-from astra_env.models.world_model import Sampling, WorldModel
+from astra_env.models.world_model import WorldModel
 
 ASTRA_REPO = "EvanEternal/Astra"
 ASTRA_FILE = "models/Astra/checkpoints/diffusion_pytorch_model.ckpt"

@@ -25,24 +25,13 @@ from astra_env.models.checkpoint import (
     push_checkpoint,
     save_checkpoint,
 )
-from astra_env.models.flow_matching import denoise, shifted_sigmas
+from astra_env.models.flow_matching import Sampling, denoise, shifted_sigmas
 from astra_env.models.guidance import GuidedVelocity, JointVelocity, conditionings
 from astra_env.models.history import HistoryLayout
 from astra_env.models.motion import move, start_motion
 from astra_env.models.state import WorldState
 from astra_env.models.text_encoder import TextEncoder, embed_prompts
 from astra_env.models.transformer import AstraTransformer, TransformerConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """Defaults of one step: its latents and Euler steps, how strongly actions and prompts act, the sigmas' spacing."""
-
-    num_inference_steps: int = 1
-    guidance_scale: float = 1.0
-    shift: float = 3.0
-    text_guidance_scale: float = 1.0
-    chunk_size: int = 1
 
 
 class WorldModel(nn.Module):
@@ -80,7 +69,7 @@ class WorldModel(nn.Module):
             AUTOENCODERS[autoencoder.pop("type")](**autoencoder),
             AstraTransformer(TransformerConfig(**transformer)),
             frame_size=tuple(config["frame_size"]),
-            sampling=Sampling(**config["sampling"]),
+            sampling=Sampling().replaced(**config["sampling"]),
             autoencoder_config=config["autoencoder"],
             action_encodings=config.get("action_encodings"),
             text_encoder=TextEncoder.from_config(config["text_encoder"]) if config.get("text_encoder") else None,
@@ -241,29 +230,25 @@ class WorldModel(nn.Module):
         state: WorldState,
         actions: Tensor,
         generators: Sequence[torch.Generator] | None = None,
-        *,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        text_guidance_scale: float | None = None,
+        **sampling: Any,
     ) -> WorldState:
         """Imagine the next chunk under actions float32 (B, A), held for the chunk, or (B, n, A), in physical units.
 
-        One generator a row draws the noise; without them it follows from each row's seed and step count.
+        One generator a row draws the noise; without them it follows from each row's seed and step count. sampling are
+        fields of `Sampling` that differ in this step: num_inference_steps, guidance_scale, ...
         """
+        chosen = self.sampling.replaced(**sampling)
         held = actions.to(self.device)
-        held = held[:, None].expand(-1, self.sampling.chunk_size, -1) if held.ndim == 2 else held
+        held = held[:, None].expand(-1, chosen.chunk_size, -1) if held.ndim == 2 else held
         normalised = self.normalise(held, state.modality)
-        scale = self.sampling.guidance_scale if guidance_scale is None else guidance_scale
-        text_scale = self.sampling.text_guidance_scale if text_guidance_scale is None else text_guidance_scale
-        num = self.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
-        if num == scale == text_scale == 1 and JointVelocity.serves(self.transformer, state):
+        if chosen.single_pass and JointVelocity.serves(self.transformer, state):
             velocity: JointVelocity | GuidedVelocity = JointVelocity(self.transformer, state, normalised)
         else:
-            empty = None if text_scale == 1 else self.embed_prompts(None, len(state))
-            passes = conditionings(self.transformer, state, normalised, scale, text_scale, empty)
-            velocity = GuidedVelocity(self.transformer, passes)
+            empty = None if chosen.text_guidance_scale == 1 else self.embed_prompts(None, len(state))
+            passes = conditionings(self.transformer, state, normalised, chosen, empty)
+            velocity = GuidedVelocity(self.transformer, passes, chosen.guidance_interval)
         noise = state.noise(normalised.shape[1], generators)
-        sigmas = shifted_sigmas(num, self.sampling.shift)
+        sigmas = shifted_sigmas(chosen.num_inference_steps, chosen.shift)
         state = state.advance(denoise(velocity, noise, sigmas.to(self.device)), normalised, self.layout)
         poses, speeds = move(state.poses, state.speeds, held, state.modality)
         return dataclasses.replace(state, poses=poses, speeds=speeds)

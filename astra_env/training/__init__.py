@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from astra_env.training.distill import DistillConfig, distill
 from astra_env.training.train import TrainConfig, train
 
-__all__ = ["TrainConfig", "train"]
+__all__ = ["DistillConfig", "TrainConfig", "distill", "train"]

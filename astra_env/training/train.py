@@ -31,8 +31,8 @@ BUDGETS = {"cpu": (6000, 16000), "gpu": (20000, 100000)}  # autoencoder steps, t
 TRAINABLE = ("all", "new")
 
 
-def _flag(default: Any, text: str) -> Any:
-    """A field that the command line explains."""
+def flag(default: Any, text: str) -> Any:
+    """A field that the command line explains; `dataclasses.MISSING` is the default of one that must be given."""
     return field(default=default, metadata={"help": text})
 
 
@@ -41,23 +41,23 @@ class TrainConfig:
     """One run; each field is a flag of `astra-env train` and says in its metadata what it means."""
 
     data: tuple[str, ...]  # folders of recorded episodes; their modalities may differ
-    out: str = field(metadata={"help": "folder of the run; what an earlier call began there goes on"})
-    weights: tuple[float, ...] | None = _flag(None, "share of each folder in a batch; by the root of its size")
-    autoencoder: str | None = _flag(None, "bundled name or checkpoint folder whose autoencoder is taken as it is")
-    start_from: str | None = _flag(None, "bundled name or checkpoint folder whose autoencoder and weights are taken")
-    trainable: str = _flag("all", "'new' with --start-from: the projectors and experts of new modalities alone")
-    budget: str = _flag("cpu", "numbers of steps for a 'cpu' or a 'gpu'")
-    autoencoder_steps: int | None = _flag(None, "steps of the autoencoder; by the budget")
-    transformer_steps: int | None = _flag(None, "steps of the transformer; by the budget")
-    batch_size: int = _flag(40, "of the transformer")
-    learning_rate: float = _flag(8e-4, "of the transformer")
-    seed: int = _flag(0, "of fresh weights")
-    device: str = _flag("cpu", "'cpu', 'cuda', …")
-    frame_size: int = _flag(64, "height and width of the world's frames")
-    dim: int = _flag(256, "width of the transformer")
-    num_layers: int = _flag(8, "blocks of the transformer")
-    coarse_dim: int = _flag(128, "width of the autoencoder where its pictures are coarse")
-    compile: bool = _flag(True, "the blocks with torch.compile: 1.2x faster, needs a C++ compiler on a CPU")
+    out: str = flag(dataclasses.MISSING, "folder of the run; what an earlier call began there goes on")
+    weights: tuple[float, ...] | None = flag(None, "share of each folder in a batch; by the root of its size")
+    autoencoder: str | None = flag(None, "bundled name or checkpoint folder whose autoencoder is taken as it is")
+    start_from: str | None = flag(None, "bundled name or checkpoint folder whose autoencoder and weights are taken")
+    trainable: str = flag("all", "'new' with --start-from: the projectors and experts of new modalities alone")
+    budget: str = flag("cpu", "numbers of steps for a 'cpu' or a 'gpu'")
+    autoencoder_steps: int | None = flag(None, "steps of the autoencoder; by the budget")
+    transformer_steps: int | None = flag(None, "steps of the transformer; by the budget")
+    batch_size: int = flag(40, "of the transformer")
+    learning_rate: float = flag(8e-4, "of the transformer")
+    seed: int = flag(0, "of fresh weights")
+    device: str = flag("cpu", "'cpu', 'cuda', …")
+    frame_size: int = flag(64, "height and width of the world's frames")
+    dim: int = flag(256, "width of the transformer")
+    num_layers: int = flag(8, "blocks of the transformer")
+    coarse_dim: int = flag(128, "width of the autoencoder where its pictures are coarse")
+    compile: bool = flag(True, "the blocks with torch.compile: 1.2x faster, needs a C++ compiler on a CPU")
 
 
 def build_world_model(config: TrainConfig, modalities: Sequence[str]) -> WorldModel:

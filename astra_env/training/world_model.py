@@ -130,7 +130,13 @@ def _validate_average(world_model: WorldModel, trainer: Trainer, validation: Seq
 
 @torch.no_grad()
 def open_loop_psnr(
-    world_model: WorldModel, heldout: Episodes, *, num_episodes: int = 32, horizon: int = 10
+    world_model: WorldModel,
+    heldout: Episodes,
+    *,
+    num_episodes: int = 32,
+    horizon: int = 10,
+    num_inference_steps: int = 1,
+    guidance_scale: float = 1.0,
 ) -> dict[str, Any]:
     """PSNR in dB at horizons 1, 2, 5, 10 under the true actions, under another episode's, and of a still picture."""
     num, start = min(num_episodes, len(heldout)), 4
@@ -144,7 +150,12 @@ def open_loop_psnr(
         shown = []
         for k in range(1, horizon + 1):
             with torch.autocast(world_model.device.type, torch.bfloat16):
-                state = world_model.step(state, heldout.actions[order, start + k - 1], num_inference_steps=1)
+                state = world_model.step(
+                    state,
+                    heldout.actions[order, start + k - 1],
+                    num_inference_steps=num_inference_steps,
+                    guidance_scale=guidance_scale,
+                )
             if k in chosen:
                 state, chunk = world_model.decode(state)
                 shown.append(chunk[:, -1].cpu().float())
