@@ -102,7 +102,8 @@ def _rollout(options: argparse.Namespace) -> None:
         episode.save(options.record)
         print(f"{options.record} can be checked with: astra-env replay {options.record}")
     if options.video:
-        fps = env.unwrapped.action_modality.rate_hz * len(frames[0])
+        worlds = env.unwrapped
+        fps = worlds.action_modality.rate_hz * len(frames[0]) / worlds.world_model.sampling.chunk_size
         write_video(options.video, np.concatenate(frames), fps)
         print(f"{options.video} shows it.")
 

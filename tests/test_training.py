@@ -18,6 +18,7 @@ from tiny import (
 
 import astra_env  # noqa: F401  registers the ids
 from astra_env.models import WorldModel
+from astra_env.models.flow_matching import Sampling
 from astra_env.models.reward_model import RewardModel
 from astra_env.training import TrainConfig, train
 from astra_env.training.autoencoder import mean_pictures, reconstruction_loss, sample_clips
@@ -83,6 +84,36 @@ def test_walkers_continue_on_what_the_model_imagined(world):
         assert torch.equal(after["time"], before["time"] + 1) and (after["time"] <= 6).all()
         assert torch.equal(after["slots"][:, :, 1:-1], before["slots"][:, :, 2:])
         assert not torch.equal(after["slots"][:, :, -1], latents[before["episode"], before["time"] + 1])
+
+
+@pytest.mark.parametrize("chunk_size", [2, 3])
+def test_longer_chunks_are_walked_whole(world, chunk_size):
+    world_model, episodes, latents, heldout = copy.deepcopy(world)
+    world_model.sampling = Sampling(chunk_size=chunk_size)
+    tracks = make_tracks(world_model, [episodes], [latents], torch.ones(1))
+    walkers, generator = (
+        Walkers(world_model, tracks, Recipe(batch_size=16, max_rollout=4, action_dropout=0.0)),
+        seeded(),
+    )
+    for _ in range(6):
+        walkers.restart(generator)
+        before = {name: value.clone() for name, value in walkers.state.items()}
+        target, actions = walkers.targets()
+        times = before["time"][:, None] + torch.arange(chunk_size)
+        assert torch.equal(target.transpose(1, 2), latents[before["episode"][:, None], times + 1])
+        assert torch.equal(actions, tracks[0].actions[before["episode"][:, None], times])
+        training_loss(world_model, walkers, generator)[0].backward()
+        assert torch.equal(walkers.state["time"], before["time"] + chunk_size)
+        assert torch.equal(walkers.state["slots"][:, :, 1:-chunk_size], before["slots"][:, :, 1 + chunk_size :])
+    report = open_loop_psnr(world_model, heldout, num_episodes=2)
+    assert len(report["true"]) == len(report["still"]) == 1, "six latents, at most four of them known"
+
+
+def test_chunks_longer_than_the_recordings_are_refused(world):
+    world_model, episodes, latents, _ = copy.deepcopy(world)
+    world_model.sampling = Sampling(chunk_size=9)
+    with pytest.raises(ValueError, match="cannot teach chunks of 9"):
+        Walkers(world_model, make_tracks(world_model, [episodes], [latents], torch.ones(1)), Recipe())
 
 
 def test_training_and_inference_see_the_same_history(world):

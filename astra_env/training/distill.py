@@ -164,7 +164,7 @@ def _velocity(world_model: WorldModel, walkers: Walkers, actions: Tensor, guidan
     transformer, state, device = world_model.transformer, walkers.state, world_model.device
     slots, lengths, past, present = (state[key].to(device) for key in ("slots", "lengths", "past", "present"))
     cache, _ = transformer.encode_history(slots, lengths, past, present, walkers.modality)
-    given = torch.ones(len(actions), 1, device=device)
+    given = torch.ones(actions.shape[:2], device=device)
     actions = actions.to(device)
     passes = [Pass(guidance_scale, transformer.action_features(actions, given, walkers.modality), cache)]
     if guidance_scale != 1:

@@ -19,6 +19,7 @@ from astra_env.models import WorldModel
 from astra_env.models.adaptation import freeze_but, with_modality
 from astra_env.models.autoencoder import TinyAutoencoder, VideoAutoencoder
 from astra_env.models.checkpoint import checkpoint_folder
+from astra_env.models.flow_matching import Sampling
 from astra_env.models.transformer import AstraTransformer, TransformerConfig
 from astra_env.training.autoencoder import fit_autoencoder
 from astra_env.training.bundle import domain_folder, write_start_states
@@ -57,6 +58,7 @@ class TrainConfig:
     dim: int = flag(256, "width of the transformer")
     num_layers: int = flag(8, "blocks of the transformer")
     coarse_dim: int = flag(128, "width of the autoencoder where its pictures are coarse")
+    chunk_size: int = flag(1, "latents that a step imagines: more of them cost less each and come later")
     compile: bool = flag(True, "the blocks with torch.compile: 1.2x faster, needs a C++ compiler on a CPU")
 
 
@@ -81,7 +83,10 @@ def build_world_model(config: TrainConfig, modalities: Sequence[str]) -> WorldMo
         other = WorldModel.from_pretrained(config.autoencoder, config.device)
         autoencoder, described = other.autoencoder, other.autoencoder_config
     size, transformer = (config.frame_size, config.frame_size), AstraTransformer(sizes)
-    return WorldModel(autoencoder, transformer, frame_size=size, autoencoder_config=described).to(config.device)
+    sampling = Sampling(chunk_size=config.chunk_size)
+    return WorldModel(autoencoder, transformer, frame_size=size, sampling=sampling, autoencoder_config=described).to(
+        config.device
+    )
 
 
 def train(config: TrainConfig) -> Path:
@@ -151,6 +156,8 @@ def _write_domains(
 def _check(config: TrainConfig) -> None:
     if config.budget not in BUDGETS:
         raise ValueError(f"budget is {config.budget!r}, expected one of {sorted(BUDGETS)}.")
+    if config.chunk_size < 1:
+        raise ValueError(f"chunk_size is {config.chunk_size}, expected 1 or more latents.")
     if config.trainable not in TRAINABLE:
         raise ValueError(f"trainable is {config.trainable!r}, expected one of {TRAINABLE}.")
     if config.trainable == "new" and config.start_from is None:

@@ -16,7 +16,7 @@ class Recipe:
     """What the batches look like. Probabilities are per row."""
 
     batch_size: int = 64
-    max_rollout: int = 8  # longest walk on the model's own predictions, in latents, at the end of training
+    max_rollout: int = 8  # longest walk on the model's own predictions, in chunks, at the end of training
     action_dropout: float = 0.1  # of the chunk's action, for guidance
     history_action_dropout: float = 0.1
     single_latent: float = 0.15  # histories of one latent: worlds that start from a picture
@@ -41,6 +41,13 @@ class Walkers:
 
     def __init__(self, world_model: WorldModel, tracks: Sequence[Track], recipe: Recipe) -> None:
         self.layout, self.tracks, self.recipe = world_model.layout, tuple(tracks), recipe
+        self.chunk_size = world_model.sampling.chunk_size
+        shortest = min(track.actions.shape[1] for track in tracks)
+        if shortest < self.chunk_size:
+            raise ValueError(
+                f"Episodes of {shortest} latents after the first cannot teach chunks of {self.chunk_size}; give longer "
+                "recordings or a smaller chunk_size."
+            )
         self._shares = torch.tensor([track.share for track in tracks])
         B, (C, h, w), S = recipe.batch_size, tracks[0].latents.shape[2:], world_model.layout.size
         self.state: dict[str, Tensor] = {
@@ -72,7 +79,7 @@ class Walkers:
 
     def _place(self, row: int, index: int, longest: float, draw: list[float]) -> None:
         state, recipe, track = self.state, self.recipe, self.tracks[index]
-        last = track.actions.shape[1] - 1
+        last = track.actions.shape[1] - self.chunk_size  # time of the last chunk that the recording covers
         # a first latent shows one still picture, so worlds that start from a picture start at time 0
         episode, time = int(draw[0] * len(track.latents)), int(draw[1] * (last + 1))
         time = 0 if draw[2] < recipe.single_latent else time
@@ -86,22 +93,23 @@ class Walkers:
         state["present"][row] = self.layout.windowed(present, dim=1)[0]
         state["lengths"][row], state["episode"][row], state["time"][row] = time + 1, episode, time
         state["track"][row] = index
-        state["remaining"][row] = min(1 + int(draw[4] * longest), last + 1 - time)
+        state["remaining"][row] = min(1 + int(draw[4] * longest), (last - time) // self.chunk_size + 1)
 
     def targets(self) -> tuple[Tensor, Tensor]:
-        """The recorded next latent (B, C, 1, h, w) and the action (B, 1, A) that leads to it."""
+        """The recorded next latents (B, C, n, h, w) and the actions (B, n, A) that lead to them."""
         places = list(zip(*(self.state[key].tolist() for key in ("track", "episode", "time")), strict=True))
-        latents = torch.stack([self.tracks[index].latents[episode, time + 1] for index, episode, time in places])
-        actions = torch.stack([self.tracks[index].actions[episode, time] for index, episode, time in places])
-        return latents[:, :, None], actions[:, None]
+        n = self.chunk_size
+        latents = torch.stack([self.tracks[i].latents[episode, time + 1 : time + 1 + n] for i, episode, time in places])
+        actions = torch.stack([self.tracks[i].actions[episode, time : time + n] for i, episode, time in places])
+        return latents.transpose(1, 2), actions
 
     def advance(self, predicted: Tensor, actions: Tensor, present: Tensor) -> None:
-        """Append the model's own latents (B, C, 1, h, w) to the histories."""
+        """Append the model's own latents (B, C, n, h, w) to the histories; present (B, 1) is 0 without actions."""
         state = self.state
         state["slots"] = self.layout.push(state["slots"], predicted, dim=2)
         state["past"] = self.layout.push(state["past"], actions, dim=1)
-        state["present"] = self.layout.push(state["present"], present, dim=1)
-        state["lengths"] = state["lengths"] + 1
-        state["time"] = state["time"] + 1
+        state["present"] = self.layout.push(state["present"], present.expand(-1, self.chunk_size), dim=1)
+        state["lengths"] = state["lengths"] + self.chunk_size
+        state["time"] = state["time"] + self.chunk_size
         # without its action a row does not know where to go: its walk ends
         state["remaining"] = (state["remaining"] - 1) * (present[:, 0] > 0)

@@ -57,7 +57,8 @@ def training_loss(
     with torch.autocast(device.type, torch.bfloat16):
         lengths, actions_before, known = (state[key].to(device) for key in ("lengths", "past", "present"))
         cache, past = transformer.encode_history(slots.to(device), lengths, actions_before, known, modality)
-        features = transformer.action_features(actions.to(device), present.to(device), modality)
+        given = present.expand(-1, walkers.chunk_size).to(device)
+        features = transformer.action_features(actions.to(device), given, modality)
         features = type(features)(features.values.repeat(1, 2, 1, 1), features.routing)
         cache = cache.select(torch.arange(B).repeat(2))
         velocity = transformer(noisy.to(device), sigma.to(device), features, cache)
@@ -138,23 +139,24 @@ def open_loop_psnr(
     num_inference_steps: int = 1,
     guidance_scale: float = 1.0,
 ) -> dict[str, Any]:
-    """PSNR in dB at horizons 1, 2, 5, 10 under the true actions, under another episode's, and of a still picture."""
-    num, start = min(num_episodes, len(heldout)), 4
+    """PSNR in dB after 1, 2, 5, 10 latents under the true actions, under another episode's, and of a still picture;
+    in worlds of longer chunks at the ends of chunks.
+    """
+    num, n = min(num_episodes, len(heldout)), world_model.sampling.chunk_size
+    start = max(0, min(4, heldout.actions.shape[1] - n))
     horizon = min(horizon, heldout.actions.shape[1] - start)
-    chosen = [k for k in (1, 2, 5, 10) if k <= horizon]
+    chosen = sorted({max(n, k // n * n) for k in (1, 2, 5, 10) if k <= horizon and n <= horizon})  # ends of chunks
     frames = heldout.frames[:num, : 4 * start + 1]
     truth = heldout.frames[:num, [4 * (start + k) for k in chosen]].float()
     report: dict[str, Any] = {}
     for name, order in (("true", torch.arange(num)), ("shuffled", torch.arange(num).roll(1))):
         state = world_model.init_state(frames, heldout.modality, actions=heldout.actions[:num, :start])
         shown = []
-        for k in range(1, horizon + 1):
+        for k in range(n, max(chosen, default=0) + 1, n):
+            actions = heldout.actions[order, start + k - n : start + k]
             with torch.autocast(world_model.device.type, torch.bfloat16):
                 state = world_model.step(
-                    state,
-                    heldout.actions[order, start + k - 1],
-                    num_inference_steps=num_inference_steps,
-                    guidance_scale=guidance_scale,
+                    state, actions, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
                 )
             if k in chosen:
                 state, chunk = world_model.decode(state)
