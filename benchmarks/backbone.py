@@ -34,7 +34,9 @@ def configs(sizes: Mapping[str, Any] = RELEASED_1_3B) -> dict[str, TransformerCo
     return {"released": released, "own": own}
 
 
-def make_inputs(config: TransformerConfig, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+def make_inputs(
+    config: TransformerConfig, device: str, dtype: torch.dtype, chunk_size: int = CHUNK_SIZE
+) -> dict[str, Tensor]:
     """One world with a full history, a chunk of noise and a prompt."""
     C, S, (h, w) = config.in_channels, config.history.size, (size // 8 for size in FRAME_SIZE)
     width = max(config.action_dims.values())
@@ -46,9 +48,9 @@ def make_inputs(config: TransformerConfig, device: str, dtype: torch.dtype) -> d
     return {
         "slots": normal(1, C, S, h, w),
         "lengths": torch.full((1,), S, device=device),
-        "table": normal(1, S + CHUNK_SIZE, width),
+        "table": normal(1, S + chunk_size, width),
         "prompt": normal(1, PROMPT_LENGTH, config.text_dim),
-        "latents": torch.randn(1, C, CHUNK_SIZE, h, w, device=device),
+        "latents": torch.randn(1, C, chunk_size, h, w, device=device),
         "sigma": torch.ones(1, device=device),
     }
 
@@ -62,7 +64,7 @@ def parts(transformer: AstraTransformer, given: Mapping[str, Tensor]) -> tuple[C
         cache, _ = transformer.encode_history(
             given["slots"], given["lengths"], given["table"], present, modality, given["prompt"]
         )
-        chunk = slice(-CHUNK_SIZE, None)
+        chunk = slice(-given["latents"].shape[2], None)
         return cache, transformer.action_features(given["table"][:, chunk], present[:, chunk], modality)
 
     prepared: list[Any] = []
@@ -75,10 +77,10 @@ def parts(transformer: AstraTransformer, given: Mapping[str, Tensor]) -> tuple[C
     return once, step
 
 
-def count(config: TransformerConfig) -> dict[str, float]:
+def count(config: TransformerConfig, chunk_size: int = CHUNK_SIZE) -> dict[str, float]:
     """TFLOP of the two parts, and of a chunk of 50 steps without guidance."""
     with torch.device("meta"), torch.no_grad():
-        once, step = parts(AstraTransformer(config), make_inputs(config, "meta", torch.float32))
+        once, step = parts(AstraTransformer(config), make_inputs(config, "meta", torch.float32, chunk_size))
         result = {}
         with FlopCounterMode(display=False) as counter:
             once()
@@ -92,23 +94,34 @@ def count(config: TransformerConfig) -> dict[str, float]:
 
 
 @torch.no_grad()
-def measure(config: TransformerConfig, device: str = "cuda", repeats: int = 5) -> dict[str, float]:
-    """Milliseconds of the two parts in bfloat16 (medians) and the peak of GPU memory in GB."""
+def measure(
+    config: TransformerConfig, device: str = "cuda", repeats: int = 5, *, chunk_size: int = CHUNK_SIZE, **compiling: Any
+) -> dict[str, float]:
+    """Milliseconds of the two parts in bfloat16 (medians) and the peak of GPU memory in GB.
+
+    compiling are options of `torch.compile` for the blocks; without any they run as they are.
+    """
     with torch.device(device):
         transformer = AstraTransformer(config).to(torch.bfloat16)
-    once, step = parts(transformer, make_inputs(config, device, torch.bfloat16))
+    if compiling:
+        for block in transformer.blocks:
+            block.compile(**compiling)
+    once, step = parts(transformer, make_inputs(config, device, torch.bfloat16, chunk_size))
     torch.cuda.reset_peak_memory_stats()
-    result = {}
-    for name, run in (("once_ms", once), ("step_ms", step)):
-        times = []
-        for _ in range(repeats + 1):
-            torch.cuda.synchronize()
-            begin = time.perf_counter()
-            run()
-            torch.cuda.synchronize()
-            times.append(1000 * (time.perf_counter() - begin))
-        result[name] = sorted(times[1:])[repeats // 2]  # the first one warms up
+    result = {name: cuda_ms(run, repeats) for name, run in (("once_ms", once), ("step_ms", step))}
     return result | {"peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9}
+
+
+def cuda_ms(run: Callable[[], Any], repeats: int) -> float:
+    """Median milliseconds of a call on the GPU, after three to warm up."""
+    times = []
+    for _ in range(repeats + 3):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - begin))
+    return sorted(times[3:])[repeats // 2]
 
 
 def backbone(sizes: Mapping[str, Any] = RELEASED_1_3B) -> dict[str, Any]:

@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report.add_argument("--readme", type=Path, default=Path("README.md"))
     wan = commands.add_parser("backbone", help="count the arithmetic of the 1.3B backbone; time it where a GPU is")
     wan.add_argument("--out", type=Path, default=RESULTS.with_name("backbone.json"))
+    large = commands.add_parser("gpu", help="what the 1.3B shape reaches on a GPU; without one, what arithmetic allows")
+    large.add_argument("--out", type=Path, default=RESULTS.with_name("gpu.json"), help="results file")
     fast = commands.add_parser(
         "speed", help="time worlds against the reference's arithmetic and other shapes, on a CPU"
     )
@@ -35,7 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fast.add_argument("--quick", action="store_true", help="once of everything, to see that it works")
     _add_domains(commands)
     options = parser.parse_args(arguments)
-    run = {"first-light": _first_light, "report": _report, "backbone": _backbone, "domains": _domains, "speed": _speed}
+    run = {
+        "first-light": _first_light,
+        "report": _report,
+        "backbone": _backbone,
+        "domains": _domains,
+        "speed": _speed,
+        "gpu": _gpu,
+    }
     try:
         run[options.command](options)
     except (ImportError, OSError, ValueError) as error:
@@ -119,6 +128,16 @@ def _speed(options: argparse.Namespace) -> None:
     from benchmarks.speed import QUICK, Sizes, render_speed, speed
 
     print(render_speed(speed(options.out, QUICK if options.quick else Sizes())))
+    print(f"\nWritten: {options.out}.")
+
+
+def _gpu(options: argparse.Namespace) -> None:
+    from benchmarks.gpu import gpu, render_gpu
+    from benchmarks.writing import rounded, write_json
+
+    results = gpu()
+    write_json(options.out, rounded(results))
+    print(render_gpu(results))
     print(f"\nWritten: {options.out}.")
 
 

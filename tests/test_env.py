@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import shutil
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -248,3 +251,17 @@ def test_environments_share_frozen_weights(make):
     assert one.world_model is other.world_model
     assert not any(parameter.requires_grad for parameter in one.world_model.parameters())
     assert isinstance(one.world_model.device, torch.device)
+
+
+def test_a_world_of_longer_chunks_steps_that_far(checkpoint, tmp_path):
+    longer = shutil.copytree(checkpoint, tmp_path / "longer")
+    config = json.loads((longer / "config.json").read_text())
+    config["sampling"]["chunk_size"] = 3
+    (longer / "config.json").write_text(json.dumps(config))
+    env = gym.make(ID, world_model=longer, observation="chunk", device="cpu")
+    observation, _ = env.reset(seed=0)
+    assert observation.shape == env.observation_space.shape == (12, 32, 32, 3)
+    action = np.array([0.02, 0, 0, 0, 0, 0, 0], np.float32)
+    observation, _, _, _, info = env.step(action)
+    assert observation in env.observation_space and env.unwrapped.state.num_steps.tolist() == [1]
+    assert info["pose"][0, 3] == pytest.approx(0.06), "the action is held for each of the three latents"
