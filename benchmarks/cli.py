@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     fast.add_argument("--out", type=Path, default=RESULTS.with_name("speed.json"), help="results file")
     fast.add_argument("--quick", action="store_true", help="once of everything, to see that it works")
+    fast.add_argument("--readme", type=Path, help="Markdown file whose part about speed is replaced")
     _add_domains(commands)
     options = parser.parse_args(arguments)
     run = {
@@ -125,10 +126,18 @@ def _backbone(options: argparse.Namespace) -> None:
 
 
 def _speed(options: argparse.Namespace) -> None:
-    from benchmarks.speed import QUICK, Sizes, render_speed, speed
+    from benchmarks.speed import QUICK, Sizes, speed
+    from benchmarks.speed_report import render_speed, save_speed_plot
+    from benchmarks.writing import around_markers, replace_marked
 
-    print(render_speed(speed(options.out, QUICK if options.quick else Sizes())))
-    print(f"\nWritten: {options.out}.")
+    if options.readme is not None:
+        around_markers(options.readme, "speed")
+    results = speed(options.out, QUICK if options.quick else Sizes())
+    save_speed_plot(options.out.with_suffix(".png"), results)
+    if options.readme is not None:
+        replace_marked(options.readme, "speed", render_speed(results))
+    print(render_speed(results))
+    print(f"\nWritten: {options.out}, and beside it {options.out.stem}.png.")
 
 
 def _gpu(options: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from benchmarks.writing import number, percent, replace_marked, table, write_png
+from benchmarks.writing import new_figure, number, percent, replace_marked, table, write_figure, write_png
 
 CONTACT_STEPS = (0, 1, 2, 4, 6, 8, 10)
 NAMES = {
@@ -136,22 +136,16 @@ def update_readme(path: str | os.PathLike[str], results: dict[str, Any]) -> None
 
 def save_plot(path: Path, results: dict[str, Any]) -> None:
     """PSNR and SSIM over the horizon as a PNG."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("The plot needs matplotlib: install it with `pip install matplotlib`.") from error
     loop = results["open_loop"]
     styles = {"true": "o-C0", "shuffled": "s-C1", "still": "^-C3", "ceiling": "--k"}
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = new_figure(9, 3.6)
     for axes, (measure, label) in zip(figure.subplots(1, 2), (("psnr", "PSNR, dB"), ("ssim", "SSIM")), strict=True):
         for key, name in NAMES.items():
             axes.plot(loop["horizons"], loop[measure][key], styles[key], label=name, markersize=4)
         axes.set(xlabel="steps ahead (0.2 s each)", ylabel=label)
         axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    partial = path.with_name("partial-" + path.name)
-    figure.savefig(partial, dpi=120)
-    os.replace(partial, path)
+    write_figure(path, figure)
 
 
 def save_contact_sheet(path: Path, real: Tensor, imagined: Tensor, scale: int = 2) -> None:

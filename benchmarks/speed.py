@@ -33,7 +33,7 @@ from benchmarks.speed_sides import (
     stepping,
     vector_step,
 )
-from benchmarks.writing import number, rounded, table, write_json
+from benchmarks.writing import rounded, write_json
 
 STEPS, GUIDANCE = 50, 2.0
 """The reference's default: so many denoising steps, two passes each."""
@@ -44,16 +44,17 @@ class Sizes:
     """How often each side runs, and how far the sweeps go."""
 
     rounds: int = 9
-    horizons: tuple[int, int] = (5, 500)
+    horizons: tuple[int, int] = (5, 4096)
     worlds: tuple[int, ...] = (1, 4, 16, 64, 256)
     chunk_sizes: tuple[int, ...] = (1, 4, 9)
+    histories: tuple[int, ...] = (1, 5, 20, 100)
     many: int = 16
     forks: int = 32
     steps: int = STEPS
 
 
 Sides = Mapping[str, Callable[[], Any]]
-QUICK = Sizes(rounds=1, horizons=(1, 2), worlds=(1, 2), chunk_sizes=(1,), many=2, forks=2, steps=2)
+QUICK = Sizes(rounds=1, horizons=(1, 2), worlds=(1, 2), chunk_sizes=(1,), histories=(1, 2), many=2, forks=2, steps=2)
 """Enough to see that everything works."""
 
 
@@ -181,7 +182,9 @@ def _long_horizons(sizes: Sizes) -> list[dict[str, Any]]:
 
 
 def _sweep(sizes: Sizes) -> dict[str, Any]:
-    """Milliseconds a step and frames a second by number of worlds, with and without pictures; other vectorisations."""
+    """Milliseconds a step and frames a second by number of worlds, with and without pictures; by chunk size (of
+    latents alone) and by latents seen before; other vectorisations.
+    """
     native: dict[str, Any] = {"worlds": list(sizes.worlds)}
     for observation in ("frame", "latent"):
         taken = [
@@ -190,6 +193,14 @@ def _sweep(sizes: Sizes) -> dict[str, Any]:
         ]
         native[f"{observation}_ms"] = taken
         native[f"{observation}_frames_per_s"] = [4000 * num / ms for num, ms in zip(sizes.worlds, taken, strict=True)]
+    world_model = small_world(fastest_dtype(torch.device("cpu")))
+    few = max(1, sizes.rounds // 3)
+    chunks = alternate(
+        {str(n): one_step(world_model, old_world(world_model), chunk_size=n) for n in sizes.chunk_sizes}, few
+    )
+    histories = alternate(
+        {str(seen): one_step(world_model, old_world(world_model, seen=seen)) for seen in sizes.histories}, few
+    )
     num = min(4, sizes.many)
     sides: dict[str, Callable[[], Any]] = {"native": vector_step(num)}
     sync = gymnasium.make_vec(ENVIRONMENT, num, "sync", device="cpu")
@@ -198,7 +209,12 @@ def _sweep(sizes: Sizes) -> dict[str, Any]:
     asynchronous = gymnasium.make_vec(ENVIRONMENT, num, "async", device="cpu")
     wall["async"] = _wall(stepping(asynchronous), sizes.rounds)
     asynchronous.close()
-    return {"native": native, "vectorisation": {"worlds": num, "wall_ms": wall}}
+    return {
+        "native": native,
+        "chunk_ms": chunks,
+        "history_ms": histories,
+        "vectorisation": {"worlds": num, "wall_ms": wall},
+    }
 
 
 def _wall(step: Callable[[], Any], rounds: int) -> float:
@@ -209,41 +225,3 @@ def _wall(step: Callable[[], Any], rounds: int) -> float:
         step()
         times.append(1000 * (time.perf_counter() - begin))
     return float(np.median(times[1:]))
-
-
-def render_speed(results: dict[str, Any]) -> str:
-    """The demands and the sweep as Markdown."""
-    rows = [
-        [
-            f"{row['id']}: {row['what']}",
-            f"{row['sign']} {row['demanded']:g}",
-            number(row["reached"]),
-            "yes" if row["met"] else "no",
-        ]
-        for row in results["demands"]
-    ]
-    native, other = results["sweep"]["native"], results["sweep"]["vectorisation"]
-    sweep = [
-        [
-            num,
-            *(
-                number(native[key][index], digits)
-                for key, digits in (
-                    ("frame_ms", 1),
-                    ("frame_frames_per_s", 0),
-                    ("latent_ms", 1),
-                    ("latent_frames_per_s", 0),
-                )
-            ),
-        ]
-        for index, num in enumerate(native["worlds"])
-    ]
-    header = ["worlds", "ms a step", "frames/s", "ms a step, latents", "frames/s, latents"]
-    wall = ", ".join(f"{name} {number(ms, 0)} ms" for name, ms in other["wall_ms"].items())
-    return "\n\n".join(
-        [
-            table(["what", "demanded", "reached", "met"], rows),
-            table(header, sweep),
-            f"{other['worlds']} worlds, a step on the clock: {wall}.",
-        ]
-    )

@@ -53,12 +53,13 @@ def _random(config: TransformerConfig) -> AstraTransformer:
     return transformer
 
 
-def old_world(world_model: WorldModel, num_worlds: int = 1) -> WorldState:
-    """Worlds whose history window is full."""
+def old_world(world_model: WorldModel, num_worlds: int = 1, seen: int | None = None) -> WorldState:
+    """Worlds that have seen so many latents; if None, those that fill the history window."""
     generator = torch.Generator().manual_seed(0)
-    size = (num_worlds, 4 * world_model.layout.size + 1, *world_model.frame_size, 3)
+    seen = world_model.layout.size + 1 if seen is None else seen
+    size = (num_worlds, 4 * (seen - 1) + 1, *world_model.frame_size, 3)
     frames = torch.randint(256, size, generator=generator, dtype=torch.uint8)
-    actions = _random_actions(world_model, num_worlds * world_model.layout.size).unflatten(0, (num_worlds, -1))
+    actions = _random_actions(world_model, num_worlds * (seen - 1)).unflatten(0, (num_worlds, -1))
     text_dim = world_model.transformer.config.text_dim
     prompts = None if text_dim is None else torch.zeros(num_worlds, 1, text_dim)
     return world_model.init_state(frames, MODALITY, prompts, actions)

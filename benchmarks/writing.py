@@ -37,6 +37,22 @@ def write_png(path: Path, picture: np.ndarray) -> None:
     os.replace(partial, path)
 
 
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of that size in inches."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("The plot needs matplotlib: install it with `pip install matplotlib`.") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def write_figure(path: Path, figure: Any) -> None:
+    """Write a figure as PNG; the file appears under its name only when complete."""
+    partial = path.with_name("partial-" + path.name)
+    figure.savefig(partial, dpi=120)
+    os.replace(partial, path)
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Markdown of one table; the first column is aligned left, the others right."""
     lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
