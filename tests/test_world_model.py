@@ -296,3 +296,11 @@ def test_rows_that_wait_for_different_numbers_of_latents(world_model):
     for row, state in enumerate(states):
         alone = world_model.step(world_model.decode(state)[0], actions[[row], 0])
         assert_same_frames(after[[row]], world_model.decode(alone)[1])
+
+
+def test_compiled_blocks_imagine_the_same():
+    plain, compiled = tiny_world_model(), tiny_world_model()
+    compiled.compile(backend="eager")  # the same operations, without a C++ compiler
+    states = [world_model.step(start(world_model), random_actions(3)) for world_model in (plain, compiled)]
+    torch.testing.assert_close(states[0].latents, states[1].latents, **ROWS)
+    assert all(block._compiled_call_impl is not None for block in compiled.transformer.blocks)

@@ -142,6 +142,15 @@ class WorldModel(nn.Module):
         self.transformer.to(chosen, dtype or fastest_dtype(chosen)).leave_out_identities()
         return self.eval().requires_grad_(False)
 
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Let `torch.compile` fuse the blocks, with its options: mode="reduce-overhead" replays CUDA graphs on a GPU.
+
+        Each new batch size or history length is compiled when it first comes, which takes a minute; results round
+        otherwise. A CPU needs a C++ compiler.
+        """
+        for block in self.transformer.blocks:
+            block.compile(*args, **{"dynamic": False} | options)
+
     def save_pretrained(
         self, path: str | os.PathLike[str], dtype: torch.dtype = torch.bfloat16, max_shard_size: str = "5GB"
     ) -> None:

@@ -104,8 +104,7 @@ def fit_student(
     every = max(1, min(500, config.num_steps // 4))
     if config.compile:
         for world_model in (student, teacher):
-            for block in world_model.transformer.blocks:
-                block.compile(dynamic=False)
+            world_model.compile()
     while not trainer.done:
         walkers.restart(trainer.generator)
         trainer.step(distillation_loss(student, teacher, walkers, config, trainer.generator))

@@ -101,8 +101,7 @@ def fit_world_model(
     walkers.state |= {key: value.cpu() for key, value in trainer.resume().items()}
     every = max(1, min(500, num_steps // 4))
     if compile_blocks:
-        for block in world_model.transformer.blocks:
-            block.compile(dynamic=False)
+        world_model.compile()
     while not trainer.done:
         walkers.restart(trainer.generator, trainer.step_index / num_steps)
         loss, routing = training_loss(world_model, walkers, trainer.generator)
