@@ -13,17 +13,19 @@ HORIZONS = (1, 2, 5, 10)
 def render_domains(results: dict[str, Any]) -> str:
     """All figures as Markdown."""
     measured: dict[str, dict[str, Any]] = results["domains"]
-    parts = (_open_loop, _following, _chains, _experts, _joint, _rare, _pictures)
-    return "\n\n".join(text for part in parts for text in part(measured))
+    parts = (_open_loop, _following, _chains, _experts, _joint, _sheets)
+    rare = "\n\n".join([*_rare(measured), *_pictures(measured, "rare", "rare and foreign starts")])
+    shown = [text for part in parts for text in part(measured)]
+    return "\n\n".join([*shown, _folded("Rare actions, obstacles, there and back, pictures of another kind", rare)])
 
 
 def _open_loop(measured: dict[str, dict[str, Any]]) -> Iterator[str]:
     counts = ", ".join(f"{name} {report['num_episodes']}" for name, report in measured.items())
     yield f"Open loop on held-out episodes ({counts}), by steps of 0.2 s ahead:"
-    rows = []
-    for name, report in measured.items():
-        loop = report["open_loop"]
-        for measure, unit, digits in (("psnr", "PSNR, dB", 2), ("ssim", "SSIM", 3)):
+    for measure, unit, digits in (("psnr", "PSNR, dB", 2), ("ssim", "SSIM", 3)):
+        rows = []
+        for name, report in measured.items():
+            loop = report["open_loop"]
             true = loop[measure]["true"]
             lines = {
                 "imagined": true,
@@ -33,8 +35,9 @@ def _open_loop(measured: dict[str, dict[str, Any]]) -> Iterator[str]:
             }
             for line, values in lines.items():
                 at = dict(zip(loop["horizons"], values, strict=True))
-                rows.append([f"{name}, {unit}: {line}", *(number(at.get(k), digits) for k in HORIZONS)])
-    yield table(["", *map(str, HORIZONS)], rows)
+                rows.append([f"{name}: {line}", *(number(at.get(k), digits) for k in HORIZONS)])
+        figures = table([unit, *map(str, HORIZONS)], rows)
+        yield figures if measure == "psnr" else _folded(unit, figures)
 
 
 def _gain(values: list[float], rival: list[float]) -> list[float]:
@@ -173,12 +176,13 @@ def _rare(measured: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield table(["", "picture", "1", "5", "10"], foreign)
 
 
-def _pictures(measured: dict[str, dict[str, Any]]) -> Iterator[str]:
-    folder, texts = "benchmarks/results", {"contact_sheet": "real above imagined", "rare": "rare and foreign starts"}
+def _sheets(measured: dict[str, dict[str, Any]]) -> Iterator[str]:
+    return _pictures(measured, "contact_sheet", "real above imagined")
+
+
+def _pictures(measured: dict[str, dict[str, Any]], key: str, text: str) -> Iterator[str]:
     for name, report in measured.items():
-        yield "\n\n".join(
-            f"{name}, {text}:\n\n![{name}, {text}]({folder}/{report['pictures'][key]})" for key, text in texts.items()
-        )
+        yield f"{name}, {text}:\n\n![{name}, {text}](benchmarks/results/{report['pictures'][key]})"
 
 
 def _folded(title: str, content: str) -> str:

@@ -147,8 +147,8 @@ def diamond_step(num_worlds: int, dtype: torch.dtype) -> Callable[[], Any]:
     return run
 
 
-def vector_step(num_envs: int, observation: str = "frame", num_inference_steps: int = 1) -> Callable[[], Any]:
-    """One step of native vector environments of the bundled world, reward included."""
+def vector_step(num_envs: int, observation: str = "frame", num_inference_steps: int | None = None) -> Callable[[], Any]:
+    """One step of native vector environments of the bundled world, reward included; its own steps if None are given."""
     env: Any = gymnasium.make_vec(
         ENVIRONMENT,
         num_envs,

@@ -247,6 +247,7 @@ def test_the_whole_recipe_makes_a_checkpoint_that_loads(tmp_path, monkeypatch):
         batch_size=2,
         dim=32,
         num_layers=2,
+        patch_size=1,
         compile=False,
     )
     checkpoint = train(config)
@@ -256,6 +257,7 @@ def test_the_whole_recipe_makes_a_checkpoint_that_loads(tmp_path, monkeypatch):
         assert (checkpoint / name).is_file()
     assert {json.loads(line)["stage"] for line in (checkpoint / "log.jsonl").open()} == {"autoencoder", "transformer"}
     world_model = WorldModel.from_pretrained(checkpoint, dtype=torch.float32)
+    assert world_model.transformer.config.patch_size == (1, 1, 1)
     heldout = load_episodes(config.data[0], "heldout")
     state = world_model.init_state(heldout.frames[:, :5], heldout.modality, actions=heldout.actions[:, :1])
     state = world_model.imagine(state, heldout.actions[:, 1:3])

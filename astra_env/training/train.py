@@ -57,6 +57,9 @@ class TrainConfig:
     frame_size: int = flag(64, "height and width of the world's frames")
     dim: int = flag(256, "width of the transformer")
     num_layers: int = flag(8, "blocks of the transformer")
+    patch_size: int = flag(
+        2, "latents that a token covers in height and width; 1 sees finer and costs four times as much"
+    )
     coarse_dim: int = flag(128, "width of the autoencoder where its pictures are coarse")
     chunk_size: int = flag(1, "latents that a step imagines: more of them cost less each and come later")
     compile: bool = flag(True, "the blocks with torch.compile: 1.2x faster, needs a C++ compiler on a CPU")
@@ -75,7 +78,10 @@ def build_world_model(config: TrainConfig, modalities: Sequence[str]) -> WorldMo
             freeze_but(world_model.transformer, new)
         return world_model.train()
     dims = {name: ACTION_MODALITIES[name].action_dim for name in modalities}
-    sizes = TransformerConfig(dims, dim=config.dim, num_layers=config.num_layers, ffn_dim=4 * config.dim)
+    patch = (1, config.patch_size, config.patch_size)
+    sizes = TransformerConfig(
+        dims, dim=config.dim, num_layers=config.num_layers, ffn_dim=4 * config.dim, patch_size=patch
+    )
     described: dict[str, Any] = {"dim": 64, "coarse_dim": config.coarse_dim}
     autoencoder: VideoAutoencoder = TinyAutoencoder(**described)
     described["type"] = "tiny"
@@ -83,7 +89,8 @@ def build_world_model(config: TrainConfig, modalities: Sequence[str]) -> WorldMo
         other = WorldModel.from_pretrained(config.autoencoder, config.device)
         autoencoder, described = other.autoencoder, other.autoencoder_config
     size, transformer = (config.frame_size, config.frame_size), AstraTransformer(sizes)
-    sampling = Sampling(chunk_size=config.chunk_size)
+    # one step paints the mean of what may come, in which what moves dissolves; a second one decides
+    sampling = Sampling(num_inference_steps=2, chunk_size=config.chunk_size)
     return WorldModel(autoencoder, transformer, frame_size=size, sampling=sampling, autoencoder_config=described).to(
         config.device
     )
