@@ -106,11 +106,15 @@ def _domains(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from benchmarks.domains_report import render_domains
     from benchmarks.report import save_plot, update_readme
+    from benchmarks.speed_report import render_speed, save_speed_plot
     from benchmarks.writing import replace_marked
 
     results = json.loads(options.results.read_text())
     if "domains" in results:
         replace_marked(options.readme, "domains", render_domains(results))
+    elif "sweep" in results:
+        replace_marked(options.readme, "speed", render_speed(results))
+        save_speed_plot(options.results.with_suffix(".png"), results)
     else:
         update_readme(options.readme, results)
         save_plot(options.results.with_suffix(".png"), results)

@@ -19,8 +19,17 @@ from astra_env.actions import ACTION_MODALITIES
 from astra_env.models import WorldModel
 from benchmarks.domain_pictures import save_strips
 from benchmarks.domain_table import DOMAINS, Domain, EstimatorSizes, Follower, make_follower
-from benchmarks.imagination import START, Bench, load_bench, load_tracks, open_loop, open_loop_frames, recorded_frames
-from benchmarks.metrics import psnr
+from benchmarks.imagination import (
+    CHUNK_FRAMES,
+    START,
+    Bench,
+    load_bench,
+    load_tracks,
+    open_loop,
+    open_loop_frames,
+    recorded_frames,
+)
+from benchmarks.metrics import psnr, sharpness
 from benchmarks.motion_following import MotionFollower, chain_errors
 from benchmarks.rare import (
     Strip,
@@ -37,6 +46,7 @@ from benchmarks.runtime import machine
 from benchmarks.writing import rounded, write_json
 
 HORIZONS = (1, 2, 5, 10)
+STEP_COUNTS = (1, 2, 4)
 MARGIN = 0.5
 """Decibels that joint training may cost a domain."""
 
@@ -158,6 +168,7 @@ def measure_domain(
         "modality": bench.heldout.modality,
         "num_episodes": len(bench.heldout),
         "open_loop": open_loop(bench),
+        "denoising": by_denoising_steps(bench, torch.arange(min(sizes.wrong_episodes, len(bench.heldout)))),
         "estimator": trust,
         "following": {action: follower.follow(bench, action, sizes.starts) for action in follower.names},
         "experts": use,
@@ -184,6 +195,23 @@ def _rare(
     report["foreign"], foreign_strips = foreign_starts(bench, foreign, actions)
     shown = dict(domain.rare) | dict(list(round_trips(bench, domain.round_trips).items())[::2])
     return report, [*probe_strips(bench, shown), *foreign_strips]
+
+
+def by_denoising_steps(bench: Bench, rows: Tensor) -> dict[str, Any]:
+    """PSNR at the horizons and sharpness of the last chunk, by number of denoising steps; more is not always more."""
+    truth, horizons = recorded_frames(bench, rows), [k for k in HORIZONS if k <= bench.horizon]
+    report: dict[str, Any] = {
+        "horizons": horizons,
+        "sharpness_recorded": float(sharpness(truth[:, -CHUNK_FRAMES:].flatten(0, 1)).mean()),
+    }
+    for num in STEP_COUNTS:
+        video = open_loop_frames(bench, rows, rows, num_inference_steps=num)
+        chunks = [slice(CHUNK_FRAMES * (k - 1), CHUNK_FRAMES * k) for k in horizons]
+        report[str(num)] = {
+            "psnr": [psnr(video[:, chunk], truth[:, chunk]) for chunk in chunks],
+            "sharpness": float(sharpness(video[:, -CHUNK_FRAMES:].flatten(0, 1)).mean()),
+        }
+    return report
 
 
 def contact_strips(bench: Bench, count: int = 6) -> list[Strip]:

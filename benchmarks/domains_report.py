@@ -13,7 +13,7 @@ HORIZONS = (1, 2, 5, 10)
 def render_domains(results: dict[str, Any]) -> str:
     """All figures as Markdown."""
     measured: dict[str, dict[str, Any]] = results["domains"]
-    parts = (_open_loop, _following, _chains, _experts, _joint, _sheets)
+    parts = (_open_loop, _denoising, _following, _chains, _experts, _joint, _sheets)
     rare = "\n\n".join([*_rare(measured), *_pictures(measured, "rare", "rare and foreign starts")])
     shown = [text for part in parts for text in part(measured)]
     return "\n\n".join([*shown, _folded("Rare actions, obstacles, there and back, pictures of another kind", rare)])
@@ -38,6 +38,18 @@ def _open_loop(measured: dict[str, dict[str, Any]]) -> Iterator[str]:
                 rows.append([f"{name}: {line}", *(number(at.get(k), digits) for k in HORIZONS)])
         figures = table([unit, *map(str, HORIZONS)], rows)
         yield figures if measure == "psnr" else _folded(unit, figures)
+
+
+def _denoising(measured: dict[str, dict[str, Any]]) -> Iterator[str]:
+    rows = []
+    for name, report in measured.items():
+        entries = {k: v for k, v in report["denoising"].items() if isinstance(v, dict)}
+        for num, entry in entries.items():
+            at = dict(zip(report["denoising"]["horizons"], entry["psnr"], strict=True))
+            row = [f"{name}, {num}", *(number(at.get(k)) for k in HORIZONS), number(entry["sharpness"])]
+            rows.append([*row, number(report["denoising"]["sharpness_recorded"])])
+    yield "By denoising steps: PSNR in dB, and after the last step the sharpness of imagined and of recorded pictures:"
+    yield table(["", *map(str, HORIZONS), "sharpness", "recorded"], rows)
 
 
 def _gain(values: list[float], rival: list[float]) -> list[float]:

@@ -256,6 +256,7 @@ def test_one_command_measures_the_domains_and_fills_the_readme(world_model, tmp_
     car, camera = results["domains"]["driving"], results["domains"]["camera"]
     assert car["joint"]["difference"] == [0] * 4 and car["joint"]["not_worse"] and "joint" not in camera
     assert {"right", "as camera", "as end_effector"} < car["routing"].keys()
+    assert {"1", "2", "4"} < car["denoising"].keys() and car["denoising"]["2"]["sharpness"] > 0
     assert camera["chains"]["num_windows"] == 2 and len(camera["following"]) == 12 and len(car["following"]) == 4
     assert {entry.rsplit(",")[0] for entry in car["rare"]["foreign"]} == {"drawn picture", "camera picture"}
     for name in ("contact_camera.png", "contact_driving.png", "rare_camera.png", "rare_driving.png"):
