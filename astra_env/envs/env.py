@@ -49,9 +49,9 @@ class AstraEnv(ImaginedWorlds, gymnasium.Env[Any, Any]):
 
     ## Arguments
     `world_model`: what `WorldModel.from_pretrained` takes, and `world_model_options` its further options;
-    `num_inference_steps`, `guidance_scale` and `text_guidance_scale` override
-    the checkpoint's defaults; `style` is added to every prompt ("in the rain"); `clip_actions` clips instead of
-    refusing actions out of bounds.
+    `num_inference_steps`, `guidance_scale`, `guidance_interval` (noise levels at which guidance acts) and
+    `text_guidance_scale` override the checkpoint's defaults; `style` is added to every prompt ("in the rain");
+    `clip_actions` clips instead of refusing actions out of bounds.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012  (as Gymnasium declares it)
