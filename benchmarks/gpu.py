@@ -7,7 +7,7 @@ in four Euler steps without guidance. The reference's default is 50 steps with g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,13 +23,10 @@ from benchmarks.writing import table
 PEAK_TFLOPS = 780.0
 """Dense bfloat16 products that an H200 reaches, by published measurements; floors are arithmetic over this."""
 STEPS, REFERENCE_PASSES = 4, 100
-CHUNK_SIZES = (1, 3, 9)
-FORMS: Mapping[str, Mapping[str, Any]] = {
-    "eager": {},
-    "compiled": {"dynamic": False},
-    "graphs": {"dynamic": False, "mode": "reduce-overhead"},
-}
-"""How our blocks run: options of `torch.compile`; the last one replays CUDA graphs."""
+DEMANDED = {1: (4.0, 0.30), 3: (2.2, 0.45), 9: (1.5, 0.45)}
+"""Latents a chunk: by how much a pass is to be faster than the released form's, and its share of the floor."""
+FORMS: Mapping[str, Mapping[str, Any]] = {"eager": {}, "compiled": {"dynamic": False}}
+"""How our blocks run: options of `torch.compile`."""
 
 
 def state_bytes(config: TransformerConfig) -> int:
@@ -72,7 +69,7 @@ def decode_ms(autoencoder: TinyAutoencoder | WanAutoencoder, repeats: int = 5) -
     return cuda_ms(lambda: autoencoder.decode_pixels(latents, cache), repeats)
 
 
-def gpu(sizes: Mapping[str, Any] = RELEASED_1_3B, chunk_sizes: tuple[int, ...] = CHUNK_SIZES) -> dict[str, Any]:
+def gpu(sizes: Mapping[str, Any] = RELEASED_1_3B, chunk_sizes: Sequence[int] = tuple(DEMANDED)) -> dict[str, Any]:
     """Counts of both forms and of the decoders, floors, and where there is a GPU what was reached of G1-G6."""
     forms, on_gpu = configs(sizes), torch.cuda.is_available()
     results: dict[str, Any] = {"machine": machine(), "peak_tflops": PEAK_TFLOPS, "steps": STEPS, "chunks": {}}
@@ -96,78 +93,56 @@ def gpu(sizes: Mapping[str, Any] = RELEASED_1_3B, chunk_sizes: tuple[int, ...] =
 
 def demands(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """G1-G6: what is demanded, the floor that arithmetic sets, and what was reached, None without a GPU."""
-    chunks, decode, rows = results["chunks"], results["decode"], []
-
-    def add(number: str, what: str, sign: str, demanded: float, floor: float | None, reached: float | None) -> None:
-        rows.append(
-            {"id": number, "what": what, "sign": sign, "demanded": demanded, "floor": floor, "reached": reached}
-        )
-
-    tiny = decode["tiny"]
-    for n, least in zip(chunks, (4.0, 2.2, 1.5), strict=False):
-        ours, theirs = chunks[n]["own"]["step_tflop"], chunks[n]["released"]["step_tflop"]
-        best = _best(chunks[n])
-        ratio = None if best is None else chunks[n]["released"]["step_ms"] / best
-        add("G1", f"forward pass of {n} latents against the released form's", "≥", least, theirs / ours, ratio)
-    for n, share in zip(chunks, (0.30, 0.45, 0.45), strict=False):
-        floor = _floor_ms(chunks[n]["own"]["step_tflop"])
-        best = _best(chunks[n])
-        add(
-            "G2",
-            f"forward pass of {n} latents, share of the floor",
-            "≥",
-            share,
-            1.0,
-            None if best is None else floor / best,
-        )
-    default = _floor_ms(REFERENCE_PASSES * results["default_tflop"]) + CHUNK_SIZE * _floor_ms(decode["wan"]["tflop"])
-    for n in chunks:
-        own = chunks[n]["own"]
-        floor = _floor_ms(own["once_tflop"] + STEPS * own["step_tflop"]) + n * _floor_ms(tiny["tflop"])
-        taken = _chunk_ms(chunks[n], tiny, n)
-        add(
-            "G3",
-            f"frames/s at {n} latents a chunk",
-            "≥",
-            20.0,
-            4000 * n / floor,
-            None if taken is None else 4000 * n / taken,
-        )
-        reached = None
-        if taken is not None:
-            theirs = results["default_chunk_ms"] + CHUNK_SIZE * decode["wan tiled"]["ms"]
-            reached = (theirs / CHUNK_SIZE) / (taken / n)
-        add(
-            "G3",
-            f"frames/s at {n} latents against the reference's default",
-            "≥",
-            25.0,
-            (default / CHUNK_SIZE) / (floor / n),
-            reached,
-        )
-    first = min(chunks)
-    best = _best(chunks[first])
-    floor = STEPS * _floor_ms(chunks[first]["own"]["step_tflop"]) + _floor_ms(tiny["tflop"])
-    latency = None if best is None else STEPS * best + tiny["ms"]
-    add("G4", f"ms from action to picture, {first} latent a chunk, history read beforehand", "≤", 100.0, floor, latency)
-    add("G5", "GB of history a world keeps", "≤", 1.1, results["history_bytes"] / 1e9, results["history_bytes"] / 1e9)
-    add("G6", "ms to decode a latent with the tiny decoder", "≤", 20.0, _floor_ms(tiny["tflop"]), tiny.get("ms"))
+    decode, kept = results["decode"], results["history_bytes"] / 1e9
+    rows = [row for n, least in DEMANDED.items() if n in results["chunks"] for row in _of_a_chunk(results, n, *least)]
+    first = min(results["chunks"])
+    chunk, tiny = results["chunks"][first], decode["tiny"]
+    floor = STEPS * _floor_ms(chunk["own"]["step_tflop"]) + _floor_ms(tiny["tflop"])
+    latency = STEPS * _best(chunk, "step_ms") + tiny["ms"] if "ms" in tiny else None
+    what = f"ms from action to picture, {first} latent a chunk, history read beforehand"
+    rows.append(_row("G4", what, "≤", 100.0, floor, latency))
+    rows.append(_row("G5", "GB of history a world keeps", "≤", 1.1, kept, kept))
+    what = "ms to decode a latent with the tiny decoder"
+    rows.append(_row("G6", what, "≤", 20.0, _floor_ms(tiny["tflop"]), tiny.get("ms")))
     tiled, whole = decode["wan tiled"], decode["wan"]
     ratio = tiled["ms"] / whole["ms"] if "ms" in whole else None
-    add("G6", "Wan's decoder whole against the reference's tiles", "≥", 2.0, tiled["tflop"] / whole["tflop"], ratio)
-    return rows
+    what = "Wan's decoder whole against the reference's tiles"
+    rows.append(_row("G6", what, "≥", 2.0, tiled["tflop"] / whole["tflop"], ratio))
+    return sorted(rows, key=lambda row: row["id"])
 
 
-def _best(chunk: Mapping[str, Any]) -> float | None:
-    times = [chunk[form]["step_ms"] for form in FORMS if form in chunk]
-    return min(times) if times else None
+def _of_a_chunk(results: Mapping[str, Any], n: int, faster: float, share: float) -> list[dict[str, Any]]:
+    """G1 to G3 for chunks of n latents."""
+    chunk, decode = results["chunks"][n], results["decode"]
+    own, released, tiny, tiled = chunk["own"], chunk["released"], decode["tiny"], decode["wan tiled"]
+    pass_ms = _floor_ms(own["step_tflop"])
+    ms = _floor_ms(own["once_tflop"]) + STEPS * pass_ms + n * _floor_ms(tiny["tflop"])
+    default_ms = _floor_ms(REFERENCE_PASSES * results["default_tflop"]) + CHUNK_SIZE * _floor_ms(tiled["tflop"])
+    floors = [released["step_tflop"] / own["step_tflop"], 1.0, 4000 * n / ms, default_ms / CHUNK_SIZE / (ms / n)]
+    reached: list[float | None] = [None] * 4
+    if "ms" in tiny:
+        best = _best(chunk, "step_ms")
+        taken = _best(chunk, "once_ms") + STEPS * best + n * tiny["ms"]
+        default = results["default_chunk_ms"] + CHUNK_SIZE * tiled["ms"]
+        reached = [released["step_ms"] / best, pass_ms / best, 4000 * n / taken, default / CHUNK_SIZE / (taken / n)]
+    asked = (
+        ("G1", f"forward pass of {n} latents against the released form's", faster),
+        ("G2", f"forward pass of {n} latents, share of the floor", share),
+        ("G3", f"frames/s at {n} latents a chunk", 20.0),
+        ("G3", f"frames/s at {n} latents against the reference's default", 25.0),
+    )
+    return [
+        _row(number, what, "≥", least, floor, value)
+        for (number, what, least), floor, value in zip(asked, floors, reached, strict=True)
+    ]
 
 
-def _chunk_ms(chunk: Mapping[str, Any], tiny: Mapping[str, float], num: int) -> float | None:
-    best = _best(chunk)
-    if best is None:
-        return None
-    return min(chunk[form]["once_ms"] for form in FORMS) + STEPS * best + num * tiny["ms"]
+def _row(number: str, what: str, sign: str, demanded: float, floor: float, reached: float | None) -> dict[str, Any]:
+    return {"id": number, "what": what, "sign": sign, "demanded": demanded, "floor": floor, "reached": reached}
+
+
+def _best(chunk: Mapping[str, Any], part: str) -> float:
+    return min(chunk[form][part] for form in FORMS)
 
 
 def _floor_ms(tflop: float) -> float:

@@ -44,6 +44,19 @@ def test_history_is_kept_in_two_bytes_a_channel(small):
     assert gpu.state_bytes(config) == 2 * 2 * config.num_layers * config.dim * sum(tokens.values())
 
 
+def test_times_become_what_was_reached(small, monkeypatch):
+    steps = iter([40.0, 12.0, 10.0, 400.0])  # of the released form, of ours in both forms, of the default chunk
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "machine", dict)
+    monkeypatch.setattr(gpu, "measure", lambda *_, **__: {"once_ms": 20.0, "step_ms": next(steps)})
+    monkeypatch.setattr(gpu, "decode_ms", lambda decoder: 5.0)
+    results = gpu.gpu(TINY, (1,))
+    reached = [row["reached"] for row in results["demands"] if row["id"] in ("G1", "G3", "G4")]
+    chunk = 20 + 4 * 10 + 5
+    assert reached == pytest.approx([4.0, 4000 / chunk, (100 * 400 + 8 * 5) / 8 / chunk, 4 * 10 + 5])
+    assert all(row["reached"] is not None for row in results["demands"])
+
+
 @pytest.mark.gpu
 def test_all_demands_are_measured_on_a_gpu(small):
     results = gpu.gpu(TINY, (1,))

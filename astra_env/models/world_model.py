@@ -143,7 +143,7 @@ class WorldModel(nn.Module):
         return self.eval().requires_grad_(False)
 
     def compile(self, *args: Any, **options: Any) -> None:
-        """Let `torch.compile` fuse the blocks, with its options: mode="reduce-overhead" replays CUDA graphs on a GPU.
+        """Let `torch.compile` fuse the blocks, with its options.
 
         Each new batch size or history length is compiled when it first comes, which takes a minute; results round
         otherwise. A CPU needs a C++ compiler.
