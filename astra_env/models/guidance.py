@@ -46,8 +46,9 @@ class GuidedVelocity:
 
     def __call__(self, latents: Tensor, sigma: Tensor) -> Tensor:
         """Velocity (B, C, n, h, w) of latents of that shape at one noise level."""
-        count = len(self.weights)
-        if count == 1 or not self.interval[0] <= float(sigma) <= self.interval[1]:
+        count, (lowest, highest) = len(self.weights), self.interval
+        everywhere = (lowest, highest) == (0.0, 1.0)  # then the level is not asked for, which a GPU would wait for
+        if count == 1 or not (everywhere or lowest <= float(sigma) <= highest):
             return self.transformer(latents, sigma.reshape(1), self.first.features, self.first.cache)
         batch = latents.repeat(count, 1, 1, 1, 1)
         velocity = self.transformer(batch, sigma.reshape(1), self.features, self.cache)
