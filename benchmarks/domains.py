@@ -159,7 +159,7 @@ def measure_domain(
     domain = DOMAINS[name]
     with torch.enable_grad():
         follower, trust = make_follower(data, bench, out.parent, sizes.estimators)
-    use = expert_use(bench.world_model, bench.heldout.actions, bench.heldout.modality)
+    use = expert_use(bench)
     rare, strips = _rare(bench, domain, follower, sizes, foreign)
     pictures = {"contact_sheet": f"contact_{name}.png", "rare": f"rare_{name}.png"}
     save_strips(out.with_name(pictures["contact_sheet"]), contact_strips(bench))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from astra_env.datasets.recorded import RecordedDataset
-from astra_env.models import WorldModel
+from astra_env.models import WorldModel, WorldState
 from astra_env.training.episodes import Episodes, load_episodes
 from benchmarks.metrics import PerceptualFeatures, psnr, ssim
 
@@ -84,16 +84,24 @@ def load_bench(data: str | os.PathLike[str], world_model: WorldModel, episodes: 
 
 def rollout(bench: Bench, starts: Starts, actions: Tensor, **sampling: Any) -> Tensor:
     """Imagine from starts under actions (B, k, A): uint8 (B, 4 k, H, W, 3)."""
-    heldout, videos = bench.heldout, []
+    videos = []
     for part, follow in zip(_parts(starts), actions.split(PART), strict=True):
-        past = torch.stack([heldout.actions[e, c - START : c] for e, c in part])
-        state = bench.world_model.init_state(known_frames(bench, part), heldout.modality, actions=past)
+        state = begin(bench, part)
         chunks = []
         for action in follow.unbind(1):
             state, frames = bench.world_model.decode(bench.world_model.step(state, action, **sampling))
             chunks.append(frames.cpu())
         videos.append(torch.cat(chunks, dim=1))
     return torch.cat(videos)
+
+
+def begin(bench: Bench, starts: Starts) -> WorldState:
+    """Worlds at their starts, with what was recorded before."""
+    past = torch.stack([bench.heldout.actions[e, c - START : c] for e, c in starts])
+    speeds = [float(bench.speeds[e, CHUNK_FRAMES * c]) for e, c in starts]
+    return bench.world_model.init_state(
+        known_frames(bench, starts), bench.heldout.modality, actions=past, speeds=speeds
+    )
 
 
 def known_frames(bench: Bench, starts: Starts) -> Tensor:

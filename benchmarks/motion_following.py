@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from astra_env import geometry
-from astra_env.actions import ACTION_MODALITIES, ActionModality
+from astra_env.actions import ActionModality
 from benchmarks.imagination import CHUNK_FRAMES, START, Bench, Starts, decoded_start, rollout
 from benchmarks.motion_estimator import Motion
 
@@ -31,7 +31,7 @@ class Start:
     @property
     def modality(self) -> ActionModality:
         """Meaning of the actions."""
-        return ACTION_MODALITIES[self.bench.heldout.modality]
+        return self.bench.world_model.modalities[self.bench.heldout.modality]
 
     @property
     def speed(self) -> float:
@@ -159,7 +159,7 @@ def chain_errors(bench: Bench, follower: MotionFollower, count: int) -> dict[str
     }
     if not starts:
         return report
-    modality = ACTION_MODALITIES[bench.heldout.modality]
+    modality = bench.world_model.modalities[bench.heldout.modality]
     actions = torch.stack([bench.heldout.actions[e, c : c + length] for e, c in starts])
     real = torch.stack([bench.heldout.frames[e, 4 * c : 4 * (c + length) + 1] for e, c in starts])
     motions = {

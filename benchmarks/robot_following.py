@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from astra_env.actions import ACTION_MODALITIES
-from benchmarks.imagination import START, Bench
+from benchmarks.imagination import START, Bench, begin
 from benchmarks.pose_estimator import displacement, load_poses
 
 FOLLOW_STEPS, FOLLOW_SHARE = 5, 0.8
@@ -73,12 +73,9 @@ class RobotFollower:
         if not starts:
             return {"num_starts": 0}
         heldout, modality, space = bench.heldout, bench.world_model.modalities[bench.heldout.modality], self.workspace
-        frames = torch.stack([heldout.frames[e, 4 * (k - START) : 4 * k + 1] for e, k in starts])
-        past = torch.stack([heldout.actions[e, k - START : k] for e, k in starts])
-        state = bench.world_model.init_state(frames, heldout.modality, actions=past)
-        state, shown = bench.world_model.decode(state)
+        state, shown = bench.world_model.decode(begin(bench, starts))
         action = torch.zeros(len(starts), modality.action_dim)
-        action[:, 6] = past[:, -1, 6]
+        action[:, 6] = torch.stack([heldout.actions[e, k - 1, 6] for e, k in starts])
         action[:, axis] = float(sign > 0) if axis == 6 else sign * FOLLOW_SHARE * modality.high[axis]
         held = action[:, None].expand(-1, FOLLOW_STEPS, -1)
         _, after = bench.world_model.decode(bench.world_model.imagine(state, held, **sampling))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,21 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from astra_env.models import WorldModel, WorldState
+from astra_env.models import WorldModel
 from astra_env.models.action_experts import ActionExperts
-from astra_env.models.autoencoder import VideoAutoencoder
 from benchmarks.domain_table import Follower
 from benchmarks.imagination import Bench, open_loop_frames, recorded_frames
 from benchmarks.metrics import psnr
 
 
 @torch.no_grad()
-def expert_use(world_model: WorldModel, actions: Tensor, modality: str) -> list[float]:
-    """Mean routing weight of each expert (K,) over physical actions (E, N, A) of one modality; they add up to 1."""
+def expert_use(bench: Bench) -> list[float]:
+    """Mean routing weight of each expert (K,) over a domain's actions; they add up to 1."""
+    world_model, modality = bench.world_model, bench.heldout.modality
     total = torch.zeros(world_model.transformer.config.num_experts)
     dtype = world_model.transformer.head.weight.dtype
-    for part in actions.split(256):
-        encoded = world_model.normalise(part.to(world_model.device), (modality,) * len(part)).to(dtype)
+    speeds = torch.from_numpy(bench.speeds[:, 0]).to(world_model.device)
+    for part, before in zip(bench.heldout.actions.split(256), speeds.split(256), strict=True):
+        encoded = world_model.normalise(part.to(world_model.device), (modality,) * len(part), before).to(dtype)
         routing = world_model.transformer.action_features(
             encoded, torch.ones_like(encoded[..., 0]), (modality,) * len(part)
         ).routing
@@ -32,52 +34,17 @@ def expert_use(world_model: WorldModel, actions: Tensor, modality: str) -> list[
     return (total / total.sum()).tolist()
 
 
-class Misrouted:
-    """A world model whose actions, as the network reads them, pass through the projector of another modality."""
+def misrouted(bench: Bench, other: str) -> Bench:
+    """The same domain in a world that passes its actions, as the network reads them, through another's projector.
 
-    def __init__(self, world_model: WorldModel, own: str, other: str) -> None:
-        if set(world_model.action_encodings.values()) != {"bounds"}:
-            raise ValueError(f"Misrouting needs actions encoded by their bounds, not {world_model.action_encodings}.")
-        self.world_model, self.own, self.other = world_model, own, world_model.modalities[other]
-        self.modalities = world_model.modalities
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.world_model.device
-
-    @property
-    def autoencoder(self) -> VideoAutoencoder:
-        """The world model's own."""
-        return self.world_model.autoencoder
-
-    def init_state(self, frames: Tensor, modality: str, actions: Tensor) -> WorldState:
-        """As `WorldModel.init_state`; the history's actions, too, will be read as those of the other modality."""
-        state = self.world_model.init_state(frames, modality, actions=actions)
-        return dataclasses.replace(state, modality=(self.other.name,) * len(state))
-
-    def read_as_other(self, actions: Tensor) -> Tensor:
-        """Actions (B, A) of their own modality -> those of the other that the network reads alike.
-
-        Numbers beyond the other modality's fields are dropped, missing ones are 0 as the network reads them.
-        """
-        encoded = self.world_model.normalise(actions[:, None], (self.own,) * len(actions))[:, 0]
-        low, high = (torch.tensor(bound) for bound in (self.other.low, self.other.high))
-        return low + (encoded[:, : len(low)] + 1) / 2 * (high - low)
-
-    def step(self, state: WorldState, actions: Tensor, **sampling: Any) -> WorldState:
-        """As `WorldModel.step` under actions (B, A) in the units of their own modality."""
-        return self.world_model.step(state, self.read_as_other(actions), **sampling)
-
-    def imagine(self, state: WorldState, actions: Tensor, **sampling: Any) -> WorldState:
-        """As `WorldModel.imagine`."""
-        for action in actions.unbind(1):
-            state = self.step(state, action, **sampling)
-        return state
-
-    def decode(self, state: WorldState) -> tuple[WorldState, Tensor]:
-        """As `WorldModel.decode`."""
-        return self.world_model.decode(state)
+    Numbers beyond those that the projector takes are dropped, missing ones are 0.
+    """
+    world_model, own = copy.copy(bench.world_model), bench.heldout.modality
+    world_model.modalities = {**world_model.modalities, other: world_model.modalities[own]}
+    world_model.action_encodings = {**world_model.action_encodings, other: world_model.action_encodings[own]}
+    return dataclasses.replace(
+        bench, world_model=world_model, heldout=dataclasses.replace(bench.heldout, modality=other)
+    )
 
 
 @contextmanager
@@ -128,8 +95,7 @@ def wrong_routing(
 
     report = {"right": measured(bench)}
     for other in sorted(bench.world_model.modalities.keys() - {own}):
-        misrouted: Any = Misrouted(bench.world_model, own, other)
-        report[f"as {other}"] = measured(dataclasses.replace(bench, world_model=misrouted))
+        report[f"as {other}"] = measured(misrouted(bench, other))
     if isinstance(bench.world_model.transformer.action_experts, ActionExperts):
         shared = len(use) - len(bench.world_model.transformer.config.added_modalities)  # the others are not open to all
         rare = min(range(shared), key=lambda index: use[index])

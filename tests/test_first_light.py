@@ -165,7 +165,7 @@ class ToyWorld:
     obedience: float
     modalities: ClassVar = {MODALITY.name: MODALITY}
 
-    def init_state(self, frames, modality, actions):
+    def init_state(self, frames, modality, actions, speeds):
         return torch.full((len(frames), 7), 0.5)
 
     def step(self, state, actions):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from astra_env.actions import ACTION_MODALITIES
 from astra_env.envs.start_states import StartStates
 from astra_env.models import WorldModel
+from astra_env.models.action_encoding import encoded_width, usual_encoding
 from astra_env.models.autoencoder import TinyAutoencoder
 from astra_env.models.history import HistoryLayout
 from astra_env.models.reward_model import RewardModel
@@ -58,7 +59,9 @@ def tiny_transformer(*, perturbed: bool = True, **changes: Any) -> AstraTransfor
     return transformer
 
 
-def tiny_world_model(*, perturbed: bool = True, size: int = SIZE, **changes: Any) -> WorldModel:
+def tiny_world_model(
+    *, perturbed: bool = True, size: int = SIZE, action_encodings: dict[str, str] | None = None, **changes: Any
+) -> WorldModel:
     """A whole world model on the CPU in float32, frozen."""
     transformer = tiny_transformer(perturbed=perturbed, **changes)
     autoencoder = {"dim": 16, "coarse_dim": 16}
@@ -67,6 +70,7 @@ def tiny_world_model(*, perturbed: bool = True, size: int = SIZE, **changes: Any
         transformer,
         frame_size=(size, size),
         autoencoder_config={"type": "tiny", **autoencoder},
+        action_encodings=action_encodings,
     )
     return world_model.eval().requires_grad_(False)
 
@@ -85,7 +89,9 @@ def random_actions(*shape: int, seed: int = 0, modality: str = MODALITY) -> Tens
 
 def save_checkpoint(folder: Path, *, domains: Iterable[str] = DOMAINS, num_starts: int = 3) -> Path:
     """A whole tiny checkpoint for all modalities, with what it holds of some domains."""
-    tiny_world_model(action_dims=ACTION_DIMS).save_pretrained(folder)
+    encodings = {name: usual_encoding(ACTION_MODALITIES[name]) for name in ACTION_DIMS}
+    widths = {name: encoded_width(encoding, ACTION_MODALITIES[name]) for name, encoding in encodings.items()}
+    tiny_world_model(action_dims=widths, action_encodings=encodings).save_pretrained(folder)
     for domain in domains:
         write_domain(folder / "domains" / domain, DOMAINS[domain], num_starts=num_starts)
     return folder

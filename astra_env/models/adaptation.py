@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from astra_env.actions import ACTION_MODALITIES
+from astra_env.models.action_encoding import encoded_width, usual_encoding
 from astra_env.models.action_experts import ActionExperts
 from astra_env.models.transformer import AstraTransformer
 from astra_env.models.world_model import WorldModel
@@ -30,10 +31,11 @@ def with_modality(world_model: WorldModel, name: str) -> WorldModel:
         )
     if config.routing != "learned":
         raise ValueError(f"The world's routing is {config.routing!r}, expected 'learned': its experts are fixed.")
+    encoding = usual_encoding(ACTION_MODALITIES[name])
     transformer = AstraTransformer(
         replace(
             config,
-            action_dims={**config.action_dims, name: ACTION_MODALITIES[name].action_dim},
+            action_dims={**config.action_dims, name: encoded_width(encoding, ACTION_MODALITIES[name])},
             num_experts=config.num_experts + 1,
             added_modalities=(*config.added_modalities, name),
         )
@@ -52,7 +54,7 @@ def with_modality(world_model: WorldModel, name: str) -> WorldModel:
         frame_size=world_model.frame_size,
         sampling=world_model.sampling,
         autoencoder_config=world_model.autoencoder_config,
-        action_encodings={**world_model.action_encodings, name: "bounds"},
+        action_encodings={**world_model.action_encodings, name: encoding},
         text_encoder=world_model.text_encoder,
     )
 

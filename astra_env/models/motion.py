@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from astra_env.actions import ACTION_MODALITIES
+from astra_env.actions import ACTION_MODALITIES, ActionModality
 from astra_env.kinematics import BicycleMotion, RigidMotion
-from astra_env.models.action_encoding import rpy_to_matrix
+from astra_env.models.action_encoding import drive, rpy_to_matrix
 
 PoseAndSpeed = tuple[Tensor, Tensor]
 
@@ -23,14 +23,20 @@ def start_motion(batch_size: int, speeds: Sequence[float] | Tensor | None, devic
     return torch.eye(4, dtype=torch.float64, device=device).repeat(batch_size, 1, 1), given
 
 
-def move(poses: Tensor, speeds: Tensor, actions: Tensor, modality: Sequence[str]) -> PoseAndSpeed:
+def move(
+    poses: Tensor,
+    speeds: Tensor,
+    actions: Tensor,
+    modality: Sequence[str],
+    modalities: Mapping[str, ActionModality] = ACTION_MODALITIES,
+) -> PoseAndSpeed:
     """Poses (B, 4, 4) and speeds (B,), in m/s, after actions (B, n, A) in physical units, one modality's name a row."""
     moved, after = poses.clone(), speeds.clone()
     for name in dict.fromkeys(modality):
-        rows, entry = [row for row, other in enumerate(modality) if other == name], ACTION_MODALITIES[name]
-        drive = MOTIONS[type(entry.kinematics)]
+        rows, entry = [row for row, other in enumerate(modality) if other == name], modalities[name]
+        moving = MOTIONS[type(entry.kinematics)]
         start = poses[rows], speeds[rows]
-        moved[rows], after[rows] = drive(entry.kinematics, *start, actions[rows].to(poses), 1 / entry.rate_hz)
+        moved[rows], after[rows] = moving(entry.kinematics, *start, actions[rows].to(poses), 1 / entry.rate_hz)
     return moved, after
 
 
@@ -47,10 +53,7 @@ def _rigid(motion: RigidMotion, poses: Tensor, speeds: Tensor, actions: Tensor, 
 
 def _bicycle(motion: BicycleMotion, poses: Tensor, speeds: Tensor, actions: Tensor, dt: float) -> PoseAndSpeed:
     """See `BicycleMotion.integrate`."""
-    steering, acceleration = actions[..., 0], actions[..., 1]
-    after = speeds[:, None] + dt * acceleration.cumsum(1)
-    distance = (after - acceleration * dt / 2) * dt
-    yaw = distance * steering.tan() / motion.wheelbase
+    distance, yaw, after = drive(motion, actions, speeds, dt)
     chord, level = distance * torch.sinc(yaw / 2 / torch.pi), torch.zeros_like(yaw)
     ways = torch.stack([chord * (yaw / 2).cos(), chord * (yaw / 2).sin(), level], dim=-1)
     return _chained(poses, rpy_to_matrix(torch.stack([level, level, yaw], dim=-1)), ways), after[:, -1]

@@ -192,11 +192,13 @@ class WorldModel(nn.Module):
         if self.transformer.config.routing == "fixed":  # the released weights are told of rest where nothing is known
             width = max(self.modalities[name].action_dim for name in names)
             past, present = self.normalise(latents.new_zeros(B, T, width), names), torch.ones_like(present)
+        poses, start_speeds = start_motion(B, speeds, self.device)
         if actions is not None:
             if actions.shape[1] != T - 1:
                 raise ValueError(f"{actions.shape[1]} actions came with {T} latents, expected {T - 1}.")
-            past[:, 1:], present[:, 1:] = self.normalise(actions.to(self.device), names), 1
-        poses, start_speeds = start_motion(B, speeds, self.device)
+            led = actions.to(self.device)
+            gained = move(poses, torch.zeros_like(start_speeds), led, names, self.modalities)[1]
+            past[:, 1:], present[:, 1:] = self.normalise(led, names, start_speeds - gained), 1
         return WorldState(
             latents=self.layout.windowed(latents, dim=2),
             actions=self.layout.windowed(past, dim=1),
@@ -221,16 +223,20 @@ class WorldModel(nn.Module):
         """The same worlds under other prompts, which hold from the next step on."""
         return dataclasses.replace(state, prompt_embeds=self.embed_prompts(prompts, len(state)))
 
-    def normalise(self, actions: Tensor, modality: Sequence[str]) -> Tensor:
-        """Physical actions (B, n, A) -> what the network reads of them (B, n, action_dim), zero beyond a row's own."""
+    def normalise(self, actions: Tensor, modality: Sequence[str], speeds: Tensor | None = None) -> Tensor:
+        """Physical actions (B, n, A) -> what the network reads of them (B, n, action_dim), zero beyond a row's own.
+
+        speeds (B,) in m/s are those of vehicles before the first action; None is standstill.
+        """
         B, width = len(modality), max(self.modalities[name].action_dim for name in modality)
         if actions.ndim != 3 or len(actions) != B or actions.shape[-1] != width:
             raise ValueError(f"Actions are {tuple(actions.shape)}, expected ({B}, n, {width}) for {B} worlds.")
         encoded = actions.new_zeros(*actions.shape[:2], self.action_dim)
+        before = actions.new_zeros(B) if speeds is None else speeds.to(actions)
         for name in dict.fromkeys(modality):
             rows = [row for row, entry in enumerate(modality) if entry == name]
             entry, encode = self.modalities[name], ACTION_ENCODINGS[self.action_encodings[name]]
-            part = encode(actions[rows, :, : entry.action_dim], entry)
+            part = encode(actions[rows, :, : entry.action_dim], entry, before[rows])
             encoded[rows, :, : part.shape[-1]] = part
         return encoded
 
@@ -249,7 +255,7 @@ class WorldModel(nn.Module):
         chosen = self.sampling.replaced(**sampling)
         held = actions.to(self.device)
         held = held[:, None].expand(-1, chosen.chunk_size, -1) if held.ndim == 2 else held
-        normalised = self.normalise(held, state.modality)
+        normalised = self.normalise(held, state.modality, state.speeds)
         if chosen.single_pass and JointVelocity.serves(self.transformer, state):
             velocity: JointVelocity | GuidedVelocity = JointVelocity(self.transformer, state, normalised)
         else:
@@ -259,7 +265,7 @@ class WorldModel(nn.Module):
         noise = state.noise(normalised.shape[1], generators)
         sigmas = shifted_sigmas(chosen.num_inference_steps, chosen.shift)
         state = state.advance(denoise(velocity, noise, sigmas.to(self.device)), normalised, self.layout)
-        poses, speeds = move(state.poses, state.speeds, held, state.modality)
+        poses, speeds = move(state.poses, state.speeds, held, state.modality, self.modalities)
         return dataclasses.replace(state, poses=poses, speeds=speeds)
 
     def imagine(

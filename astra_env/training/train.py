@@ -16,6 +16,7 @@ from torch import Tensor
 
 from astra_env.actions import ACTION_MODALITIES
 from astra_env.models import WorldModel
+from astra_env.models.action_encoding import encoded_width, usual_encoding
 from astra_env.models.adaptation import freeze_but, with_modality
 from astra_env.models.autoencoder import TinyAutoencoder, VideoAutoencoder
 from astra_env.models.checkpoint import checkpoint_folder
@@ -77,7 +78,8 @@ def build_world_model(config: TrainConfig, modalities: Sequence[str]) -> WorldMo
         if config.trainable == "new":
             freeze_but(world_model.transformer, new)
         return world_model.train()
-    dims = {name: ACTION_MODALITIES[name].action_dim for name in modalities}
+    encodings = {name: usual_encoding(ACTION_MODALITIES[name]) for name in modalities}
+    dims = {name: encoded_width(encoding, ACTION_MODALITIES[name]) for name, encoding in encodings.items()}
     patch = (1, config.patch_size, config.patch_size)
     sizes = TransformerConfig(
         dims, dim=config.dim, num_layers=config.num_layers, ffn_dim=4 * config.dim, patch_size=patch
@@ -91,9 +93,14 @@ def build_world_model(config: TrainConfig, modalities: Sequence[str]) -> WorldMo
     size, transformer = (config.frame_size, config.frame_size), AstraTransformer(sizes)
     # one step paints the mean of what may come, in which what moves dissolves; a second one decides
     sampling = Sampling(num_inference_steps=2, chunk_size=config.chunk_size)
-    return WorldModel(autoencoder, transformer, frame_size=size, sampling=sampling, autoencoder_config=described).to(
-        config.device
-    )
+    return WorldModel(
+        autoencoder,
+        transformer,
+        frame_size=size,
+        sampling=sampling,
+        autoencoder_config=described,
+        action_encodings=encodings,
+    ).to(config.device)
 
 
 def train(config: TrainConfig) -> Path:

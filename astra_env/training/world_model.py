@@ -28,15 +28,24 @@ def make_tracks(
 ) -> list[Track]:
     """Data sets with their latents (E, N + 1, C, h, w) and shares, their actions as the network reads them."""
     return [
-        Track(
-            part.name,
-            part.modality,
-            encoded,
-            world_model.normalise(part.actions.to(world_model.device), (part.modality,) * len(part)).cpu(),
-            share,
-        )
+        Track(part.name, part.modality, encoded, _normalised(world_model, part), share)
         for part, encoded, share in zip(datasets, latents, weights.tolist(), strict=True)
     ]
+
+
+def _normalised(world_model: WorldModel, part: Episodes) -> Tensor:
+    """Actions (E, N, action_dim) as the network reads them, each at the speed that was recorded before it."""
+    if part.speeds is None and world_model.action_encodings[part.modality] == "arc":
+        raise ValueError(
+            f"{part.name} has no speed, expected a vehicle's in m/s at every frame; record it beside the poses."
+        )
+    actions = part.actions.to(world_model.device).flatten(0, 1)[:, None]
+    speeds = None if part.speeds is None else part.speeds[:, :-1].flatten()
+    return (
+        world_model.normalise(actions, (part.modality,) * len(actions), speeds)
+        .cpu()
+        .reshape(*part.actions.shape[:2], -1)
+    )
 
 
 def training_loss(
@@ -149,7 +158,9 @@ def open_loop_psnr(
     truth = heldout.frames[:num, [4 * (start + k) for k in chosen]].float()
     report: dict[str, Any] = {}
     for name, order in (("true", torch.arange(num)), ("shuffled", torch.arange(num).roll(1))):
-        state = world_model.init_state(frames, heldout.modality, actions=heldout.actions[:num, :start])
+        speeds = None if heldout.speeds is None else heldout.speeds[:num, start]
+        past = heldout.actions[:num, :start]
+        state = world_model.init_state(frames, heldout.modality, actions=past, speeds=speeds)
         shown = []
         for k in range(n, max(chosen, default=0) + 1, n):
             actions = heldout.actions[order, start + k - n : start + k]
