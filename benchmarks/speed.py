@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from benchmarks.speed_sides import (
     reference_step,
     small_reference,
     small_world,
+    small_worlds,
     stepping,
     vector_step,
 )
@@ -51,10 +53,21 @@ class Sizes:
     many: int = 16
     forks: int = 32
     steps: int = STEPS
+    compiled: bool = True  # beside the plain side, one with `WorldModel.compile`; needs a C++ compiler
 
 
 Sides = Mapping[str, Callable[[], Any]]
-QUICK = Sizes(rounds=1, horizons=(1, 2), worlds=(1, 2), chunk_sizes=(1,), histories=(1, 2), many=2, forks=2, steps=2)
+QUICK = Sizes(
+    rounds=1,
+    horizons=(1, 2),
+    worlds=(1, 2),
+    chunk_sizes=(1,),
+    histories=(1, 2),
+    many=2,
+    forks=2,
+    steps=2,
+    compiled=False,
+)
 """Enough to see that everything works."""
 
 
@@ -94,29 +107,47 @@ def _demand(
     return {"id": number, "what": what, "sign": sign, "demanded": demanded, "reached": reached, "met": met, **context}
 
 
-def _ratio(times: Mapping[str, float]) -> float:
-    return times["theirs"] / times["ours"]
+def _ratio(times: Mapping[str, float], side: str = "ours") -> float:
+    return times["theirs"] / times[side]
+
+
+def _faster(number: str, what: str, demanded: float, times: Mapping[str, float], scale: float = 1.0) -> dict[str, Any]:
+    """The line of a ratio to the other side; beside it that of our compiled side, where there is one."""
+    compiled = scale * _ratio(times, "compiled") if "compiled" in times else None
+    return _demand(number, what, demanded, scale * _ratio(times), compiled=compiled, ms=dict(times))
+
+
+def _sides(ours: Callable[[bool], Callable[[], Any]], theirs: Callable[[], Any], sizes: Sizes) -> Sides:
+    """Ours, plain and compiled, against theirs."""
+    return {"ours": ours(False), "theirs": theirs} | ({"compiled": ours(True)} if sizes.compiled else {})
+
+
+def _forward(worlds: Mapping[bool, WorldModel], chunk_size: int, compiled: bool) -> Callable[[], Any]:
+    return one_forward(worlds[compiled], chunk_size)
 
 
 def _against_the_reference(sizes: Sizes) -> list[dict[str, Any]]:
     dtype = fastest_dtype(torch.device("cpu"))
-    ours, theirs = small_world(dtype), small_reference(dtype)
+    ours, theirs = small_worlds(dtype, sizes.compiled), small_reference(dtype)
     rows = []
     for chunk_size, demanded in zip(sizes.chunk_sizes, (3.5, 3.0, 2.2), strict=False):
-        sides: Sides = {"ours": one_forward(ours, chunk_size), "theirs": reference_pass(theirs, chunk_size)}
-        times = alternate(sides, sizes.rounds)
+        forward = partial(_forward, ours, chunk_size)
+        times = alternate(_sides(forward, reference_pass(theirs, chunk_size), sizes), sizes.rounds)
         what = f"forward pass, {chunk_size} latents a chunk, against the reference's arithmetic"
-        rows.append(_demand("C1", what, demanded, _ratio(times), ms=times))
-    state, few = old_world(ours), max(1, sizes.rounds // 3)
+        rows.append(_faster("C1", what, demanded, times))
+    state, few = old_world(ours[False]), max(1, sizes.rounds // 3)
     default = WorldModel.from_pretrained("astra-tiny", "cpu").sampling.num_inference_steps
+
+    def guided(compiled: bool) -> Callable[[], Any]:
+        return one_step(ours[compiled], state, num_inference_steps=sizes.steps, guidance_scale=GUIDANCE)
+
     sides = {
-        "ours": one_step(ours, state, num_inference_steps=sizes.steps, guidance_scale=GUIDANCE),
-        "default": one_step(ours, state, num_inference_steps=default),
-        "theirs": reference_step(theirs, sizes.steps, GUIDANCE),
+        **_sides(guided, reference_step(theirs, sizes.steps, GUIDANCE), sizes),
+        "default": one_step(ours[False], state, num_inference_steps=default),
     }
     times = alternate(sides, few)
     what = f"step, both with {sizes.steps} denoising steps and guidance"
-    rows.append(_demand("C2", what, 4.0, _ratio(times), ms=times))
+    rows.append(_faster("C2", what, 4.0, times))
     what = f"step, the bundled world's {default} denoising steps against {sizes.steps} with guidance"
     rows.append(_demand("C3", what, 50.0, times["theirs"] / times["default"], ms=times))
     return rows
@@ -124,20 +155,17 @@ def _against_the_reference(sizes: Sizes) -> list[dict[str, Any]]:
 
 def _against_peers(sizes: Sizes) -> list[dict[str, Any]]:
     dtype = fastest_dtype(torch.device("cpu"))
-    ours = one_forward(small_world(dtype), 1)
-    times = alternate({"ours": ours, "theirs": diffusers_forward(dtype, 56)}, sizes.rounds)
-    rows = [
-        _demand(
-            "C4", "forward pass against diffusers' Wan transformer, history as tokens", 3.0, _ratio(times), ms=times
-        )
-    ]
-    alone, many = vector_step(1), vector_step(sizes.many)
+    ours = small_worlds(dtype, sizes.compiled)
+    times = alternate(_sides(partial(_forward, ours, 1), diffusers_forward(dtype, 56), sizes), sizes.rounds)
+    rows = [_faster("C4", "forward pass against diffusers' Wan transformer, history as tokens", 3.0, times)]
+    alone, many = ({c: vector_step(num, compiled=c) for c in ours} for num in (1, sizes.many))
     for name, kind, once, frames in (("float32", torch.float32, 5.0, 50.0), ("bfloat16", torch.bfloat16, 3.0, 20.0)):
-        times = alternate({"ours": alone, "theirs": diamond_step(1, kind)}, sizes.rounds)
-        rows.append(_demand("C5", f"env step against a DIAMOND-shaped one in {name}", once, _ratio(times), ms=times))
-        times = alternate({"ours": many, "theirs": diamond_step(sizes.many, kind)}, max(1, sizes.rounds // 3))
+        times = alternate(_sides(alone.__getitem__, diamond_step(1, kind), sizes), sizes.rounds)
+        rows.append(_faster("C5", f"env step against a DIAMOND-shaped one in {name}", once, times))
+        sides = _sides(many.__getitem__, diamond_step(sizes.many, kind), sizes)
+        times = alternate(sides, max(1, sizes.rounds // 3))
         what = f"frames a second in {sizes.many} worlds against DIAMOND's shape in {name}"
-        rows.append(_demand("C5", what, frames, 4 * _ratio(times), ms=times))
+        rows.append(_faster("C5", what, frames, times, scale=4.0))
     return rows
 
 

@@ -6,6 +6,7 @@ actions, prompt and rotary tables anew in every pass, and guidance as a pass of 
 
 from __future__ import annotations
 
+import copy
 import pkgutil
 from collections.abc import Callable
 from functools import partial
@@ -37,6 +38,14 @@ def small_world(dtype: torch.dtype) -> WorldModel:
     transformer = _random(TransformerConfig({MODALITY: 7}, text_dim=TEXT_DIM))
     size = (8 * LATENT_SIZE, 8 * LATENT_SIZE)
     return WorldModel(TinyAutoencoder(), transformer, frame_size=size).placed("cpu", dtype)
+
+
+def small_worlds(dtype: torch.dtype, compiled: bool) -> dict[bool, WorldModel]:
+    """The same world plain (False) and, where asked for, with compiled blocks (True)."""
+    worlds = {entry: small_world(dtype) for entry in {False, compiled}}
+    if compiled:
+        worlds[True].compile()
+    return worlds
 
 
 def small_reference(dtype: torch.dtype) -> AstraTransformer:
@@ -147,7 +156,9 @@ def diamond_step(num_worlds: int, dtype: torch.dtype) -> Callable[[], Any]:
     return run
 
 
-def vector_step(num_envs: int, observation: str = "frame", num_inference_steps: int | None = None) -> Callable[[], Any]:
+def vector_step(
+    num_envs: int, observation: str = "frame", num_inference_steps: int | None = None, *, compiled: bool = False
+) -> Callable[[], Any]:
     """One step of native vector environments of the bundled world, reward included; its own steps if None are given."""
     env: Any = gymnasium.make_vec(
         ENVIRONMENT,
@@ -158,6 +169,9 @@ def vector_step(num_envs: int, observation: str = "frame", num_inference_steps: 
         max_episode_steps=10**9,
         device="cpu",
     )
+    if compiled:  # of its own: environments share the world model of one name
+        env.world_model = copy.deepcopy(env.world_model)
+        env.world_model.compile()
     return stepping(env)
 
 

@@ -109,6 +109,15 @@ def test_longer_chunks_are_walked_whole(world, chunk_size):
     assert len(report["true"]) == len(report["still"]) == 1, "six latents, at most four of them known"
 
 
+@pytest.mark.parametrize(("growing", "longest"), [(True, 1), (False, 3)])
+def test_walks_are_long_from_the_beginning_where_a_model_goes_on_learning(world, growing, longest):
+    world_model, episodes, latents, _ = copy.deepcopy(world)
+    tracks = make_tracks(world_model, [episodes], [latents], torch.ones(1))
+    walkers = Walkers(world_model, tracks, Recipe(batch_size=64, max_rollout=3, growing=growing))
+    walkers.restart(seeded(), progress=0.0)
+    assert walkers.state["remaining"].max() == longest
+
+
 def test_chunks_longer_than_the_recordings_are_refused(world):
     world_model, episodes, latents, _ = copy.deepcopy(world)
     world_model.sampling = Sampling(chunk_size=9)

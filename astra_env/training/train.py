@@ -122,7 +122,8 @@ def train(config: TrainConfig) -> Path:
     latents = [encode_episodes(world_model.autoencoder, part, out) for part in datasets]
     heldout_latents = [encode_episodes(world_model.autoencoder, part, out) for part in heldout]
     datasets = [part.without_frames() for part in datasets]
-    recipe = Recipe(batch_size=config.batch_size)
+    going_on = config.start_from is not None and config.trainable == "all"
+    recipe = Recipe(batch_size=config.batch_size, growing=not going_on)
     fit_world_model(
         world_model,
         make_tracks(world_model, datasets, latents, weights),

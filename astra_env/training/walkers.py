@@ -16,7 +16,8 @@ class Recipe:
     """What the batches look like. Probabilities are per row."""
 
     batch_size: int = 64
-    max_rollout: int = 8  # longest walk on the model's own predictions, in chunks, at the end of training
+    max_rollout: int = 8  # longest walk on the model's own predictions, in chunks
+    growing: bool = True  # walks reach that length at the end of training; False for a model that can predict already
     action_dropout: float = 0.1  # of the chunk's action, for guidance
     history_action_dropout: float = 0.1
     single_latent: float = 0.15  # histories of one latent: worlds that start from a picture
@@ -72,7 +73,7 @@ class Walkers:
         The longest walk grows with progress (0 at the start of training, 1 at its end): long walks on the predictions
         of a model that cannot yet predict teach nothing.
         """
-        longest = 1 + progress * (self.recipe.max_rollout - 1)
+        longest = 1 + (progress if self.recipe.growing else 1.0) * (self.recipe.max_rollout - 1)
         for row in torch.nonzero(self.state["remaining"] == 0)[:, 0].tolist():
             index = int(torch.multinomial(self._shares, 1, generator=generator))
             self._place(row, index, longest, torch.rand(5, generator=generator).tolist())
