@@ -116,11 +116,11 @@ def _faster(motions: np.ndarray) -> float:
     return float(motions[-1, 0] - motions[0, 0])
 
 
-def _accelerated(acceleration: float, low: float, high: float) -> Probe:
+def _accelerated(acceleration: float, low: float, high: float, *, coasting: bool = False) -> Probe:
     def plan(start: Start) -> np.ndarray | None:
         return np.tile([0.0, acceleration], (HOLD, 1)) if low <= start.speed <= high else None
 
-    return Probe(plan, _faster, "m/s")
+    return Probe(plan, _faster, "m/s", (lambda start: np.zeros((HOLD, 2))) if coasting else None)
 
 
 def _full_stop(start: Start) -> np.ndarray | None:
@@ -136,10 +136,13 @@ _CAR_PROBES = {
     "steer right": _steered(-1, 2.0),
     "accelerate": _accelerated(SHARE * _CAR.high[1], 0.0, 12.0),
     "brake": _accelerated(SHARE * _CAR.low[1], 6.0, np.inf),
+    "accelerate, not coast": _accelerated(SHARE * _CAR.high[1], 0.0, 12.0, coasting=True),
+    "brake, not coast": _accelerated(SHARE * _CAR.low[1], 6.0, np.inf, coasting=True),
 }
 _CAR_RARE = {
     "full braking to a stop": Probe(_full_stop, _faster, "m/s"),
     "reversing from standstill": _accelerated(-2.0, -0.3, 0.3),
+    "reversing, not standing": _accelerated(-2.0, -0.3, 0.3, coasting=True),
     "off the road to the left": _steered(1, 5.0, steps=10),
     "off the road to the right": _steered(-1, 5.0, steps=10),
 }

@@ -70,6 +70,8 @@ class Probe:
     measure: Callable[[np.ndarray], float]
     """Motions (1 + k, n), the first that before the start -> the change that is asked for."""
     unit: str
+    instead: Callable[[Start], np.ndarray | None] | None = None
+    """Other actions (k, A) from the same starts, where what counts is the difference to those."""
 
 
 def choose_starts(bench: Bench, probe: Probe, count: int) -> list[tuple[Start, np.ndarray]]:
@@ -121,6 +123,11 @@ class MotionFollower:
         actions = torch.from_numpy(np.stack([entry for _, entry in chosen]))
         moved = np.array([probe.measure(entry) for entry in self.motions(bench, starts, actions, **sampling)])
         ideal = np.array([probe.measure(self.ideal(*entry)) for entry in chosen])
+        if probe.instead is not None:
+            others = [(start, np.asarray(probe.instead(start), np.float32)) for start, _ in chosen]
+            rival = torch.from_numpy(np.stack([entry for _, entry in others]))
+            moved -= [probe.measure(entry) for entry in self.motions(bench, starts, rival, **sampling)]
+            ideal -= [probe.measure(self.ideal(*entry)) for entry in others]
         moved = moved * np.sign(ideal)
         return {
             "num_starts": len(chosen),

@@ -135,6 +135,18 @@ def test_following_tells_an_obedient_world_from_a_stubborn_one(domain, obedience
             assert entry["mean_displacement"] == pytest.approx(entry["ideal_displacement"], rel=1e-4)
 
 
+def test_a_reading_that_is_always_too_slow_does_not_hide_an_obedient_car():
+    toy = bench_of("driving", ToyWorld(1.0, "vehicle"), [recorded("driving", seed) for seed in range(6)])
+
+    def read_slowly(video):
+        steps = torch.arange(video.shape[1] // 4)[:, None]
+        return read_motions(video) - steps  # a metre in a second less with every step
+
+    follower = MotionFollower(DOMAINS["driving"].probes, CAR_MOTION, read_slowly)
+    assert follower.follow(toy, "accelerate", 4)["right_way"] == 0
+    assert follower.follow(toy, "accelerate, not coast", 4)["right_way"] == 1
+
+
 def test_the_path_errors_vanish_for_a_world_that_does_what_is_commanded():
     episodes = [recorded("camera", seed) for seed in range(3)]
     for obedience in (1.0, 0.0):
@@ -254,7 +266,7 @@ def test_one_command_measures_the_domains_and_fills_the_readme(world_model, tmp_
     assert car["joint"]["difference"] == [0] * 4 and car["joint"]["not_worse"] and "joint" not in camera
     assert {"right", "as camera", "as end_effector"} < car["routing"].keys()
     assert {"1", "2", "4"} < car["denoising"].keys() and car["denoising"]["2"]["sharpness"] > 0
-    assert camera["chains"]["num_windows"] == 2 and len(camera["following"]) == 12 and len(car["following"]) == 4
+    assert camera["chains"]["num_windows"] == 2 and len(camera["following"]) == 12 and len(car["following"]) == 6
     assert {entry.rsplit(",")[0] for entry in car["rare"]["foreign"]} == {"drawn picture", "camera picture"}
     for name in ("contact_camera.png", "contact_driving.png", "rare_camera.png", "rare_driving.png"):
         assert (out.parent / name).stat().st_size > 1000
