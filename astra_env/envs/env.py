@@ -40,9 +40,9 @@ class AstraEnv(ImaginedWorlds, gymnasium.Env[Any, Any]):
 
     ## Starting State
     A recorded clip drawn by the seed, or `options`: `image` (array or path), `frames` uint8 (T, H, W, 3) and, where
-    known, the `actions` (ceil(T / 4) - 1, A) between their latents and the `speed` (m/s) at the last, `start` (index of
-    a recorded clip), `goal` (array or path), `path` (poses, where the task is to follow one), and `prompt`, in worlds
-    that read text.
+    known, the `actions` (ceil(T / 4) - 1, A) between their latents, a car's `speed` (m/s) at the last, by which the
+    world knows how far it drives (0 if not told), `start` (index of a recorded clip), `goal` (array or path), `path`
+    (poses, where the task is to follow one), and `prompt`, in worlds that read text.
 
     ## Episode End
     Terminates when the task is done or has failed, as the id tells; truncated after `max_episode_steps`.

@@ -145,9 +145,9 @@ class WorldModel(nn.Module):
     def compile(self, *args: Any, **options: Any) -> None:
         """Let `torch.compile` fuse the blocks, with its options.
 
-        Each new batch size or history length is compiled when it first comes, which takes a minute; results round
-        otherwise. A CPU needs a C++ compiler.
+        Each new batch size is compiled when it first comes, for up to a minute, with a C++ compiler on a CPU.
         """
+        torch._dynamo.config.recompile_limit = 64  # beyond so many shapes blocks run as they are, silently
         for block in self.transformer.blocks:
             block.compile(*args, **{"dynamic": False} | options)
 
