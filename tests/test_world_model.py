@@ -298,6 +298,16 @@ def test_rows_that_wait_for_different_numbers_of_latents(world_model):
         assert_same_frames(after[[row]], world_model.decode(alone)[1])
 
 
+@torch.no_grad()
+def test_compiled_blocks_stay_compiled_for_many_batch_sizes():
+    world_model = tiny_world_model()
+    world_model.compile(backend="eager")
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for batch in range(1, 11):
+            state = world_model.init_state(random_frames(batch, 1), MODALITY)
+            assert world_model.step(state, random_actions(batch)).latents.isfinite().all()
+
+
 def test_compiled_blocks_imagine_the_same():
     plain, compiled = tiny_world_model(), tiny_world_model()
     compiled.compile(backend="eager")  # the same operations, without a C++ compiler
