@@ -41,11 +41,8 @@ def _normalised(world_model: WorldModel, part: Episodes) -> Tensor:
         )
     actions = part.actions.to(world_model.device).flatten(0, 1)[:, None]
     speeds = None if part.speeds is None else part.speeds[:, :-1].flatten()
-    return (
-        world_model.normalise(actions, (part.modality,) * len(actions), speeds)
-        .cpu()
-        .reshape(*part.actions.shape[:2], -1)
-    )
+    encoded = world_model.normalise(actions, (part.modality,) * len(actions), speeds)
+    return encoded.cpu().unflatten(0, part.actions.shape[:2])[:, :, 0]
 
 
 def training_loss(
