@@ -3,6 +3,7 @@
 #   make demo         watch the bundled world answer robot actions, on a CPU
 #   make test         run the tests
 #   make simulators   add the optional simulators (recording data, checking policies)
+#   make datasets     add the readers of nuScenes, RLDS, HDF5 and Minari
 #   make lint         ruff and mypy
 #   make benchmark    measure the bundled world on recorded episodes (DATA=data/robot)
 #
@@ -19,7 +20,7 @@ INSTALL = $(PIP) install --quiet -c constraints.txt
 # Spinning OpenMP threads slow small models down many times over on a busy machine.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test simulators lint benchmark
+.PHONY: demo test simulators datasets lint benchmark
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/astra-env demo --out $(OUT)
@@ -28,6 +29,8 @@ test: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest -q
 
 simulators: $(VENV)/.installed-simulators
+
+datasets: $(VENV)/.installed-datasets
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
@@ -50,7 +53,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(INSTALL) -e '.[dev,rl,benchmark,wan]'
+	$(INSTALL) -e '.[dev,rl,benchmark,wan,training]'
 	@touch $@
 
 # Simulators carry stale pins on other packages but run beside their current versions: what they really need
@@ -58,4 +61,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(VENV)/.installed-simulators: $(VENV)/.installed requirements/simulators.txt
 	$(INSTALL) -e '.[simulators]'
 	$(PIP) install --quiet --no-deps -r requirements/simulators.txt
+	@touch $@
+
+$(VENV)/.installed-datasets: $(VENV)/.installed requirements/datasets.txt
+	$(INSTALL) -e '.[datasets]'
+	$(PIP) install --quiet --no-deps -r requirements/datasets.txt
 	@touch $@

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from astra_env.commands import Command, data, training
 from astra_env.envs import ENVIRONMENTS
 
 # Spinning OpenMP threads slow a small model down many times over on a machine that does anything else; it has to
 # be said before torch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
-
-@dataclasses.dataclass(frozen=True)
-class Command:
-    """A subcommand. Its options are added only when it is the one called, since some come from heavy modules."""
-
-    help: str
-    add_options: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], None]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -139,79 +130,6 @@ def _replay(options: argparse.Namespace) -> None:
     print(f"On another machine than the recording's, {place}: within {options.tolerance:g}.")
 
 
-def _add_collect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("domain", choices=["robot", "driving", "camera", "multicam"], help="what to record")
-    parser.add_argument("--out", required=True, help="folder of the episodes; those it has are kept")
-    parser.add_argument("--episodes", type=int, default=4000, help="training episodes (%(default)s)")
-    parser.add_argument("--heldout", type=int, default=200, help="held-out episodes (%(default)s)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first training episode (%(default)s)")
-
-
-def _collect(options: argparse.Namespace) -> None:
-    from astra_env.simulators.collect import collect
-
-    manifest = collect(
-        options.domain,
-        options.out,
-        episodes=options.episodes,
-        heldout=options.heldout,
-        workers=options.workers,
-        seed=options.seed,
-    )
-    print(f"{manifest} describes the episodes beside it.")
-
-
-def _add_fields(parser: argparse.ArgumentParser, config: typing.Any) -> None:
-    """One flag for every field of a configuration; the folders of data, its first, are positional."""
-    types = typing.get_type_hints(config)
-    parser.add_argument("data", metavar="DATA", nargs="+", help="folders of recorded episodes, one for each domain")
-    for field in dataclasses.fields(config)[1:]:
-        kind = next(part for part in (*typing.get_args(types[field.name]), types[field.name]) if part is not type(None))
-        several = typing.get_origin(kind) is tuple
-        required = field.default is dataclasses.MISSING
-        action = argparse.BooleanOptionalAction if kind is bool else "store"
-        flag = "--" + field.name.replace("_", "-")
-        options: dict[str, typing.Any] = {"required": True} if required else {"default": field.default}
-        if several:
-            options |= {"type": typing.get_args(kind)[0], "nargs": "+"}
-        elif kind is not bool:
-            options["type"] = kind
-        text = field.metadata["help"] + ("" if field.default in (None, dataclasses.MISSING) else " (%(default)s)")
-        parser.add_argument(flag, action=action, help=text, **options)
-
-
-def _from_options(config: typing.Any, options: argparse.Namespace) -> typing.Any:
-    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(config)}
-    return config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-
-
-def _add_train(parser: argparse.ArgumentParser) -> None:
-    from astra_env.training import TrainConfig
-
-    _add_fields(parser, TrainConfig)
-
-
-def _train(options: argparse.Namespace) -> None:
-    from astra_env.training import TrainConfig, train
-
-    checkpoint = train(_from_options(TrainConfig, options))
-    print(f"{checkpoint} is the trained world; watch it with: astra-env demo --world-model {checkpoint}")
-
-
-def _add_distill(parser: argparse.ArgumentParser) -> None:
-    from astra_env.training import DistillConfig
-
-    _add_fields(parser, DistillConfig)
-
-
-def _distill(options: argparse.Namespace) -> None:
-    from astra_env.training import DistillConfig, distill
-
-    checkpoint = distill(_from_options(DistillConfig, options))
-    print(f"{checkpoint} is the student; watch it with: astra-env demo --world-model {checkpoint}")
-
-
 def _add_nothing(parser: argparse.ArgumentParser) -> None:
     """For commands without options."""
 
@@ -221,7 +139,6 @@ COMMANDS: dict[str, Command] = {
     "demo": Command("imagine scripted actions and a plan; write an MP4 and Rerun recordings", _add_demo, _demo),
     "rollout": Command("imagine random actions; write a video and an episode's file", _add_rollout, _rollout),
     "replay": Command("check that an episode comes again, bit by bit", _add_replay, _replay),
-    "collect": Command("record episodes in the real simulator (needs: make simulators)", _add_collect, _collect),
-    "train": Command("fit a world to recorded episodes; resumes when called again", _add_train, _train),
-    "distill": Command("fit a student that needs fewer denoising steps than its teacher", _add_distill, _distill),
+    **data.COMMANDS,
+    **training.COMMANDS,
 }

@@ -5,6 +5,7 @@ Frames are RGB arrays of shape (T, H, W, 3) and one picture is (H, W, 3), both u
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,20 +22,67 @@ _BAR_COLOURS = {"m": (96, 178, 255), "rad": (255, 176, 84)}
 _OTHER_COLOUR = (122, 226, 140)
 
 
-def read_video(path: str | Path) -> np.ndarray:
-    """Decodes a video file to uint8 frames (T, H, W, 3).
+def read_video(
+    path: str | Path, *, start: int = 0, stop: int | None = None, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Decodes a video file, or frames `start` to `stop` of it, to uint8 frames (T, H, W, 3).
+
+    Frames are counted, not timed. A late start is found through the file's index, and `size` (height, width) crops and
+    resizes each frame as it comes, so that neither a long nor a large video has to fit into memory.
 
     Raises:
-        ValueError: when the file is missing or holds no video that can be decoded.
+        ValueError: when the file is missing, holds no video that can be decoded, or ends before `stop`.
+    """
+    frames = []
+    try:
+        with av.open(str(path)) as container:
+            for index, frame in _decoded(container, start):
+                if stop is not None and index >= stop:
+                    break
+                picture = frame.to_ndarray(format="rgb24")
+                frames.append(picture if size is None else resize_frames(picture, size))
+    except (OSError, av.FFmpegError, IndexError) as error:
+        raise ValueError(f"{path} cannot be read as a video ({error}); MP4, WebM, MKV and GIF work") from error
+    if not frames or (stop is not None and len(frames) < stop - start):
+        wanted = "" if stop is None else f" where frames {start} to {stop} were expected"
+        raise ValueError(
+            f"{path} holds {start + len(frames) or 'no'} video frames{wanted}; MP4, WebM, MKV and GIF work"
+        )
+    return np.stack(frames)
+
+
+def _decoded(container: av.container.InputContainer, start: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Numbered frames from `start` on: sought by their time where all frames last equally long, else counted."""
+    stream = container.streams.video[0]
+    # Threads over frames dead-lock with PyAV's log, which torchvision turns on, where a video is left before its end.
+    stream.thread_type = "SLICE"
+    step = 1 / (stream.average_rate * stream.time_base) if stream.average_rate and stream.time_base else None
+    first = stream.start_time or 0
+    if start and step is not None and stream.average_rate == stream.base_rate:
+        container.seek(int(first + start * step), stream=stream)
+        for frame in container.decode(stream):
+            index = round((frame.pts - first) / step) if frame.pts is not None else 0
+            if index >= start:
+                yield index, frame
+        return
+    for index, frame in enumerate(container.decode(stream)):
+        if index >= start:
+            yield index, frame
+
+
+def video_info(path: str | Path) -> tuple[int, float]:
+    """Number of frames and frames a second of a video file; counts packets where the file does not tell.
+
+    Raises:
+        ValueError: when the file is missing or holds no video.
     """
     try:
         with av.open(str(path)) as container:
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            stream = container.streams.video[0]
+            count = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
+            return count, float(stream.average_rate or 0)
     except (OSError, av.FFmpegError, IndexError) as error:
         raise ValueError(f"{path} cannot be read as a video ({error}); MP4, WebM, MKV and GIF work") from error
-    if not frames:
-        raise ValueError(f"{path} holds no video frames; MP4, WebM, MKV and GIF work")
-    return np.stack(frames)
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:

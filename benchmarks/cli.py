@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fast.add_argument("--out", type=Path, default=RESULTS.with_name("speed.json"), help="results file")
     fast.add_argument("--quick", action="store_true", help="once of everything, to see that it works")
     fast.add_argument("--readme", type=Path, help="Markdown file whose part about speed is replaced")
+    clips = commands.add_parser("loading", help="clips a second from video files, against decoding them whole")
+    clips.add_argument("--out", type=Path, default=RESULTS.with_name("loading.json"), help="results file")
+    clips.add_argument("--readme", type=Path, help="Markdown file whose part about loading is replaced")
     _add_domains(commands)
     options = parser.parse_args(arguments)
     run = {
@@ -45,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "domains": _domains,
         "speed": _speed,
         "gpu": _gpu,
+        "loading": _loading,
     }
     try:
         run[options.command](options)
@@ -61,6 +65,7 @@ def _add_domains(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--quick", action="store_true", help="a few of everything, to see that it works")
     parser.add_argument("--single", nargs="+", type=_pair, default=[], help="robot=CHECKPOINT ... of one domain each")
     parser.add_argument("--joint", help="checkpoint that is compared with them (default: the world model)")
+    parser.add_argument("--teacher", help="checkpoint that the world model was distilled from, to stand beside it")
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -94,7 +99,7 @@ def _domains(options: argparse.Namespace) -> None:
 
     if options.readme is not None:
         around_markers(options.readme, "domains")  # now, not after an hour of measuring
-    checkpoints = Checkpoints(options.world_model, options.joint, dict(options.single))
+    checkpoints = Checkpoints(options.world_model, options.joint, dict(options.single), options.teacher)
     results = domains(dict(options.data), checkpoints, options.out, QUICK if options.quick else Sizes())
     text = render_domains(results)
     if options.readme is not None:
@@ -152,6 +157,18 @@ def _gpu(options: argparse.Namespace) -> None:
     write_json(options.out, rounded(results))
     print(render_gpu(results))
     print(f"\nWritten: {options.out}.")
+
+
+def _loading(options: argparse.Namespace) -> None:
+    from benchmarks.loading import loading, render_loading
+    from benchmarks.writing import around_markers, replace_marked
+
+    if options.readme is not None:
+        around_markers(options.readme, "loading")
+    text = render_loading(loading(options.out))
+    if options.readme is not None:
+        replace_marked(options.readme, "loading", text)
+    print(f"{text}\n\nWritten: {options.out}.")
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ NOTES = {
     "routing": "as X: the normalised actions, also those of the history, pass through X's projector. expert N: the "
     "router is overruled, all actions take that one.",
     "joint": "PSNR of all frames of a chunk over the same held-out episodes; each world model has its own autoencoder.",
+    "teacher": "The same episodes, starts and noise; both with their own default number of denoising steps.",
     "stopped": "Metres along the way where at least 3 of the next 5 recorded chunks were not carried out as commanded.",
     "foreign": "One picture that the domain never shows begins the world, and one action is held.",
 }
@@ -101,6 +102,8 @@ class Checkpoints:
     """Trained on all domains at the budget of the single ones; the world model itself, if None."""
     single: Mapping[str, str] = field(default_factory=dict)
     """Domain -> world model that was trained on it alone."""
+    teacher: str | None = None
+    """What the world model was distilled from, to stand beside it."""
 
 
 @torch.no_grad()
@@ -125,7 +128,8 @@ def domains(
         bench = load_bench(folder, world_model, sizes.episodes)
         if bench.heldout.name != name:
             raise ValueError(f"{folder} holds episodes of {bench.heldout.name!r}, expected {name!r}; name its domain.")
-        report = measure_domain(bench, folder, out, sizes, foreign_pictures(name, data, world_model.frame_size))
+        foreign = foreign_pictures(name, data, world_model.frame_size)
+        report = measure_domain(bench, folder, out, sizes, foreign, checkpoints.teacher)
         if name in checkpoints.single:
             joint = checkpoints.joint or checkpoints.world_model
             report["joint"] = compare(bench, joint, checkpoints.single[name])
@@ -154,7 +158,12 @@ def _check_names(*given: Mapping[str, Any]) -> None:
 
 
 def measure_domain(
-    bench: Bench, data: str | os.PathLike[str], out: Path, sizes: Sizes, foreign: Mapping[str, Tensor]
+    bench: Bench,
+    data: str | os.PathLike[str],
+    out: Path,
+    sizes: Sizes,
+    foreign: Mapping[str, Tensor],
+    teacher: str | None = None,
 ) -> dict[str, Any]:
     """All figures of one domain; its contact sheet and the picture of its rare cases are written beside out."""
     name = bench.heldout.name
@@ -166,7 +175,7 @@ def measure_domain(
     pictures = {"contact_sheet": f"contact_{name}.png", "rare": f"rare_{name}.png"}
     save_strips(out.with_name(pictures["contact_sheet"]), contact_strips(bench))
     save_strips(out.with_name(pictures["rare"]), strips)
-    report = {
+    report: dict[str, Any] = {
         "modality": bench.heldout.modality,
         "num_episodes": len(bench.heldout),
         "open_loop": open_loop(bench),
@@ -182,6 +191,29 @@ def measure_domain(
     }
     if isinstance(follower, MotionFollower) and bench.heldout.modality == "camera":
         report["chains"] = chain_errors(bench, follower, sizes.chain_windows)
+    if teacher is not None:
+        taught = dataclasses.replace(bench, world_model=WorldModel.from_pretrained(teacher))
+        report["teacher"] = {
+            "student": in_short(bench, report["following"]),
+            "teacher": in_short(taught, {name: follower.follow(taught, name, sizes.starts) for name in follower.names}),
+        }
+    return report
+
+
+def in_short(bench: Bench, following: Mapping[str, Any]) -> dict[str, Any]:
+    """PSNR at the horizons, sharpness of the last chunk, and how actions are followed, over all that have starts."""
+    rows, horizons = torch.arange(len(bench.heldout)), [k for k in HORIZONS if k <= bench.horizon]
+    truth, video = recorded_frames(bench, rows), open_loop_frames(bench, rows, rows)
+    chunks = [slice(CHUNK_FRAMES * (k - 1), CHUNK_FRAMES * k) for k in horizons]
+    report: dict[str, Any] = {
+        "num_inference_steps": bench.world_model.sampling.num_inference_steps,
+        "horizons": horizons,
+        "psnr": [psnr(video[:, chunk], truth[:, chunk]) for chunk in chunks],
+        "sharpness": float(sharpness(video[:, -CHUNK_FRAMES:].flatten(0, 1)).mean()),
+    }
+    entries = [entry for entry in following.values() if entry["num_starts"]]
+    for key in ("right_way", "half_way"):
+        report[key] = sum(entry[key] for entry in entries) / max(1, len(entries))
     return report
 
 

@@ -13,7 +13,7 @@ HORIZONS = (1, 2, 5, 10)
 def render_domains(results: dict[str, Any]) -> str:
     """All figures as Markdown."""
     measured: dict[str, dict[str, Any]] = results["domains"]
-    parts = (_open_loop, _denoising, _following, _chains, _experts, _joint, _sheets)
+    parts = (_open_loop, _denoising, _teacher, _following, _chains, _experts, _joint, _sheets)
     rare = "\n\n".join([*_rare(measured), *_pictures(measured, "rare", "rare and foreign starts")])
     shown = [text for part in parts for text in part(measured)]
     return "\n\n".join([*shown, _folded("Rare actions, obstacles, there and back, pictures of another kind", rare)])
@@ -50,6 +50,19 @@ def _denoising(measured: dict[str, dict[str, Any]]) -> Iterator[str]:
             rows.append([*row, number(report["denoising"]["sharpness_recorded"])])
     yield "By denoising steps: PSNR in dB, and after the last step the sharpness of imagined and of recorded pictures:"
     yield table(["", *map(str, HORIZONS), "sharpness", "recorded"], rows)
+
+
+def _teacher(measured: dict[str, dict[str, Any]]) -> Iterator[str]:
+    rows = []
+    for name, report in measured.items():
+        for side, entry in report.get("teacher", {}).items():
+            at = dict(zip(entry["horizons"], entry["psnr"], strict=True))
+            figures = [*(number(at.get(k)) for k in HORIZONS), number(entry["sharpness"])]
+            ways = [percent(entry["right_way"]), percent(entry["half_way"])]
+            rows.append([f"{name}, {side} ({entry['num_inference_steps']})", *figures, *ways])
+    if rows:
+        yield "The bundled student beside its teacher: PSNR in dB, sharpness of the last pictures, actions followed."
+        yield table(["", *map(str, HORIZONS), "sharpness", "right way", "more than half-way"], rows)
 
 
 def _gain(values: list[float], rival: list[float]) -> list[float]:

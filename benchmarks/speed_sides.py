@@ -36,6 +36,8 @@ REFERENCE = {**RELEASED_1_3B, "dim": 256, "ffn_dim": 1024, "text_dim": TEXT_DIM,
 def small_world(dtype: torch.dtype) -> WorldModel:
     """A world of the bundled one's sizes that takes a prompt, with random weights that are not zero."""
     transformer = _random(TransformerConfig({MODALITY: 7}, text_dim=TEXT_DIM))
+    for block in transformer.blocks:
+        block.fold_adapter()  # type: ignore[operator]  # as in every trained world that is saved
     size = (8 * LATENT_SIZE, 8 * LATENT_SIZE)
     return WorldModel(TinyAutoencoder(), transformer, frame_size=size).placed("cpu", dtype)
 

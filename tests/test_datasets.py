@@ -55,6 +55,9 @@ def valid_clip(**changes) -> Clip:
         ({"actions": np.zeros((5, MODALITY.action_dim), np.float32)}, "actions"),
         ({"actions": np.zeros((4, 2), np.float32)}, "actions"),
         ({"poses": np.zeros((4, 4, 4))}, "poses"),
+        ({"actions": np.full((4, MODALITY.action_dim), np.nan)}, "row 0 of the actions is not finite"),
+        ({"poses": np.full((5, 4, 4), np.inf)}, "row 0 of the poses is not finite"),
+        ({"speeds": np.zeros(4)}, "speeds"),
     ],
 )
 def test_a_clip_refuses_what_does_not_fit_and_names_its_source(changes, message):

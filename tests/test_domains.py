@@ -259,11 +259,15 @@ def test_one_command_measures_the_domains_and_fills_the_readme(world_model, tmp_
     readme, out = tmp_path / "README.md", tmp_path / "results" / "domains.json"
     readme.write_text("before\n<!-- domains:begin -->\nstale\n<!-- domains:end -->\nafter\n")
     command = ["domains", "--data", *pairs, "--world-model", str(checkpoint), "--out", str(out), "--quick"]
-    main([*command, "--readme", str(readme), "--single", f"driving={checkpoint}"])
+    main([*command, "--readme", str(readme), "--single", f"driving={checkpoint}", "--teacher", str(checkpoint)])
     results = json.loads(out.read_text())
     assert results["domains"].keys() == {"camera", "driving"} and str(tmp_path) not in out.read_text()
     car, camera = results["domains"]["driving"], results["domains"]["camera"]
     assert car["joint"]["difference"] == [0] * 4 and car["joint"]["not_worse"] and "joint" not in camera
+    for report in (car, camera):  # a world that is its own teacher
+        assert report["teacher"]["student"] == report["teacher"]["teacher"]
+        entry, loop = report["teacher"]["teacher"], report["open_loop"]
+        assert entry["psnr"] == [loop["psnr"]["true"][loop["horizons"].index(k)] for k in entry["horizons"]]
     assert {"right", "as camera", "as end_effector"} < car["routing"].keys()
     assert {"1", "2", "4"} < car["denoising"].keys() and car["denoising"]["2"]["sharpness"] > 0
     assert camera["chains"]["num_windows"] == 2 and len(camera["following"]) == 12 and len(car["following"]) == 6

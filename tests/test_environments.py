@@ -156,6 +156,17 @@ def test_the_objective_follows_the_path_at_any_step(make):
 # What a checkpoint holds
 
 
+def test_a_domain_can_be_chosen_by_its_name(tmp_path):
+    save_checkpoint(tmp_path, domains=[])
+    for name, count in (("camera", 3), ("garden", 5)):
+        write_domain(tmp_path / "domains" / name, "camera", num_starts=count)
+    for options, count in (({}, 3), ({"domain": "garden"}, 5)):
+        env = gym.make("Astra-Sekai-v0", world_model=str(tmp_path), **options)
+        assert len(env.unwrapped.start_states) == count
+    with pytest.raises(ValueError, match="expected a domain 'forest'"):
+        gym.make("Astra-Sekai-v0", world_model=str(tmp_path), domain="forest")
+
+
 def test_start_states_and_head_are_those_of_the_domain(make, checkpoint):
     for environment, spec in ENVIRONMENTS.items():
         env = make(id=environment).unwrapped

@@ -20,13 +20,14 @@ MODULES = {
 # Lower layers first; parts of one layer do not import each other.
 LAYERS = (
     # astra_env.envs itself is the light table of ids, and start states are a file format.
-    ("astra_env.geometry", "astra_env.envs", "astra_env.envs.start_states"),
+    ("astra_env.geometry", "astra_env.flags", "astra_env.envs", "astra_env.envs.start_states"),
     ("astra_env.kinematics",),
     ("astra_env.actions",),
     ("astra_env.video",),
     ("astra_env.models", "astra_env.datasets", "astra_env.simulators"),
     ("astra_env.envs.", "astra_env.training", "astra_env.visualization"),
     ("astra_env.demo",),
+    ("astra_env.commands",),
     ("astra_env.cli", "astra_env.__main__"),
     ("policies",),
     ("benchmarks",),

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from tiny import random_actions, random_frames
 
 from astra_env.envs.start_states import FILE_NAME, StartStates
+from astra_env.training.bundle import write_start_states
+from astra_env.training.episodes import Episodes
 
 
 @pytest.fixture
@@ -52,3 +55,16 @@ def test_an_archive_of_something_else_is_named(tmp_path):
     np.savez(tmp_path / FILE_NAME, frames=np.array([{}], dtype=object), actions=np.zeros(1))
     with pytest.raises(ValueError, match=r"not an npz of frames and actions"):
         StartStates.load(tmp_path)
+
+
+def test_no_world_begins_where_its_task_is_over(tmp_path):
+    num, chunks = 6, 9
+    over = torch.zeros(num, chunks + 1, dtype=torch.bool)
+    over[:, 5:] = True
+    over[3] = True  # an episode that is over from its beginning
+    frames = torch.arange(4 * chunks + 1, dtype=torch.uint8)[None, :, None, None, None].repeat(num, 1, 4, 4, 3)
+    heldout = Episodes("robot", "end_effector", frames, random_actions(num, chunks), over.float(), over)
+    write_start_states(heldout, tmp_path)
+    last = StartStates.load(tmp_path).frames[:, -1, 0, 0, 0] // 4
+    assert len(last) == num
+    assert (np.delete(last, 3) < 5).all()

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from astra_env.actions import ACTION_MODALITIES
-from astra_env.video import draw_action, read_image, read_video, resize_frames, side_by_side, write_video
+from astra_env.video import (
+    draw_action,
+    read_image,
+    read_video,
+    resize_frames,
+    side_by_side,
+    video_info,
+    write_video,
+)
 
 
 def moving_square(num_frames=12, height=64, width=64):
@@ -113,3 +121,21 @@ def test_side_by_side_keeps_both_videos():
     assert (joined[:, :20, :20] != left[:, :20, :20]).any()
     with pytest.raises(ValueError, match="equal lengths and heights"):
         side_by_side(left, right[:-1], ("a", "b"))
+
+
+@pytest.mark.parametrize("fps", [10, 29.97])
+def test_a_part_of_a_video_is_that_part_of_the_whole(tmp_path, fps):
+    path = tmp_path / "long.mp4"
+    steps = np.arange(70, dtype=np.uint8)[:, None, None, None]
+    write_video(path, 3 * steps * np.ones((1, 32, 48, 3), np.uint8), fps)
+    whole = read_video(path)
+    count, rate = video_info(path)
+    assert count == len(whole) == 70 and rate == pytest.approx(fps, rel=1e-3)
+    for start, stop in ((0, 5), (33, 41), (69, 70), (50, None)):
+        np.testing.assert_array_equal(read_video(path, start=start, stop=stop), whole[start:stop])
+    small = read_video(path, start=60, stop=62, size=(16, 16))
+    np.testing.assert_array_equal(small, resize_frames(whole[60:62], (16, 16)))
+    with pytest.raises(ValueError, match=r"holds 70 video frames where frames 65 to 75 were expected"):
+        read_video(path, start=65, stop=75)
+    with pytest.raises(ValueError, match="cannot be read as a video"):
+        video_info(tmp_path / "nothing.mp4")

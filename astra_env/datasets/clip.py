@@ -27,6 +27,8 @@ class Clip:
     """Frames in a second."""
     poses: np.ndarray | None = None
     """Measured pose of each frame, float32 (T, 4, 4): of what the actions move, in the modality's axes."""
+    speeds: np.ndarray | None = None
+    """A vehicle's speed at each frame, float32 (T,) in m/s, where it was measured."""
     text: str = ""
     """What a person would tell the agent to do, or what there is to see."""
     source: str = ""
@@ -41,5 +43,11 @@ class Clip:
         expected = (len(self.frames) - 1, ACTION_MODALITIES[self.modality].action_dim)
         if self.actions.shape != expected:
             raise ValueError(f"{self.source}: actions have shape {self.actions.shape}, expected {expected}.")
+        for name, rows in (("actions", self.actions), ("poses", self.poses)):
+            if rows is not None and not np.isfinite(rows).all():
+                row = int((~np.isfinite(rows)).reshape(len(rows), -1).any(axis=1).argmax())
+                raise ValueError(f"{self.source}: row {row} of the {name} is not finite: {rows[row].tolist()}.")
         if self.poses is not None and self.poses.shape != (len(self.frames), 4, 4):
             raise ValueError(f"{self.source}: poses have shape {self.poses.shape}, expected one (4, 4) a frame.")
+        if self.speeds is not None and self.speeds.shape != (len(self.frames),):
+            raise ValueError(f"{self.source}: speeds have shape {self.speeds.shape}, expected one a frame.")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -12,21 +15,32 @@ import numpy as np
 
 from astra_env.actions import ACTION_MODALITIES
 from astra_env.datasets.clip import Clip
+from astra_env.datasets.reader import ClipReader, Convention
+from astra_env.video import resize_frames
 
 SPLITS = ("train", "heldout")
 
 
-class RecordedDataset:
+class RecordedDataset(ClipReader):
     """Episodes of ROOT/SPLIT/episode_*.npz. An action is held for `chunk_frames` frames in the file.
 
     `arrays(i)` gives the file as it is (one action a chunk, poses, reward, success and the domain's own tracks); `[i]`
     gives a `Clip` of the same frames and poses, in which every frame has its share of the action.
     """
 
-    def __init__(self, root: str | os.PathLike[str], split: str = "train") -> None:
+    convention = Convention(
+        page="README.md of this project, Make your own world",
+        rate="as each file's meta says; an action is held for chunk_frames of its frames",
+        units="metres, radians, m/s^2; the gripper 0 open .. 1 closed",
+        frame="that of the action modality; poses base-to-world or camera-to-world",
+        order="that of the action modality; an action leads from the end of one chunk to the end of the next",
+    )
+
+    def __init__(self, root: str | os.PathLike[str], split: str = "train", **options: Any) -> None:
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}, expected one of {SPLITS}.")
-        self.paths = sorted((Path(root) / split).glob("episode_*.npz"))
+        super().__init__(root, **options)
+        self.paths = [self.files.path(name) for name in self.files.glob(f"{split}/episode_*.npz")]
         if not self.paths:
             raise FileNotFoundError(
                 f"There are no episodes in {Path(root) / split}; record some with astra-env collect."
@@ -43,32 +57,49 @@ class RecordedDataset:
         """What was recorded: a key of `astra_env.simulators.collect.RECORDINGS`."""
         return self._first_meta.get("domain", "robot")  # the first recordings, of the robot, do not say
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    @classmethod
+    def recognises(cls, root: Path) -> bool:
+        """By the names of the episodes."""
+        return any(root.glob("train/episode_*.npz"))
 
-    def arrays(self, index: int) -> dict[str, np.ndarray]:
-        """All arrays of one episode by name."""
+    @functools.cached_property
+    def lengths(self) -> Sequence[int]:  # type: ignore[override]
+        """Frames of each episode."""
+        return [len(self.arrays(index, "measured_poses")["measured_poses"]) for index in range(len(self.paths))]
+
+    def __len__(self) -> int:
+        return len(self.paths) if self.num_frames is None else super().__len__()
+
+    def arrays(self, index: int, *names: str) -> dict[str, np.ndarray]:
+        """The arrays of one episode by name: those of these names, or all."""
         path = self.paths[index]
         try:
             with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
+                return {name: file[name] for name in names or file.files}
         except (BadZipFile, ValueError, EOFError) as error:
             raise ValueError(f"{path} is not a whole episode ({error}); delete it and collect again.") from error
 
     def __getitem__(self, index: int) -> Clip:
-        """One episode as a clip at the frame rate."""
-        arrays = self.arrays(index)
+        """One episode, or a window of one, as a clip at the frame rate."""
+        return self.read(index, 0, None) if self.num_frames is None else super().__getitem__(index)
+
+    def read(self, recording: int, start: int, stop: int | None) -> Clip:
+        """See `ClipReader.read`; to its end if `stop` is None."""
+        arrays = self.arrays(recording)
         meta = self._meta(arrays)
         shares = ACTION_MODALITIES[self.modality].split(arrays["actions"], meta["chunk_frames"])
-        return Clip(
-            frames=arrays["frames"],
-            actions=shares.reshape(-1, shares.shape[-1]),
+        rows, frames = slice(start, stop), arrays["frames"][start:stop]
+        clip = Clip(
+            frames=frames,
+            actions=shares.reshape(-1, shares.shape[-1])[start : start + len(frames) - 1],
             modality=self.modality,
             fps=float(meta["fps"]),
-            poses=arrays["measured_poses"],
+            poses=arrays["measured_poses"][rows],
+            speeds=arrays["speed"][rows] if "speed" in arrays else None,
             text=meta["text"],
-            source=str(self.paths[index]),
+            source=str(self.paths[recording]),
         )
+        return clip if self.frame_size is None else replace(clip, frames=resize_frames(frames, self.frame_size))
 
     @staticmethod
     def _meta(arrays: dict[str, np.ndarray]) -> dict[str, Any]:

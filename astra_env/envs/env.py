@@ -48,7 +48,8 @@ class AstraEnv(ImaginedWorlds, gymnasium.Env[Any, Any]):
     Terminates when the task is done or has failed, as the id tells; truncated after `max_episode_steps`.
 
     ## Arguments
-    `world_model`: what `WorldModel.from_pretrained` takes, and `world_model_options` its further options;
+    `world_model`: what `WorldModel.from_pretrained` takes, and `world_model_options` its further options; `domain`: the
+    data set, of those that the world was trained on, whose start states and rewards are taken, if not the id's own;
     `num_inference_steps`, `guidance_scale`, `guidance_interval` (noise levels at which guidance acts) and
     `text_guidance_scale` override the checkpoint's defaults; `style` is added to every prompt ("in the rain");
     `clip_actions` clips instead of refusing actions out of bounds.
@@ -79,7 +80,7 @@ class AstraEnv(ImaginedWorlds, gymnasium.Env[Any, Any]):
         """Imagine one chunk under an action in physical units."""
         if self.state is None:
             raise RuntimeError("step() was called before reset(); call reset() first.")
-        actions = torch.from_numpy(self._physical(action, ()))[None]
+        actions = torch.from_numpy(self.physical(action, ()))[None]
         state = self.world_model.step(self.state, actions, **self.sampling)
         reward = self.reward_function(state)
         observation, info = self._enter(state, reward)

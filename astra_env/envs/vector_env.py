@@ -151,7 +151,7 @@ class AstraVectorEnv(ImaginedWorlds, VectorEnv[np.ndarray, np.ndarray, np.ndarra
             raise ValueError(f"The episodes of rows {starting} are over; reset them with options={{'reset_mask': …}}.")
         if given.shape[:1] == (self.num_envs,):
             given[starting] = 0
-        physical = torch.from_numpy(self._physical(given, (self.num_envs,)))
+        physical = torch.from_numpy(self.physical(given, (self.num_envs,)))
         state = self.world_model.step(self.state, physical, **self.sampling)
         reward = self.reward_function(state)
         self.state, self._observations, told = self._observe(state, reward, self.reward_function)

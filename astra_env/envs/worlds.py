@@ -64,6 +64,7 @@ class ImaginedWorlds:
         *,
         world_model: str | os.PathLike[str] = "astra-tiny",
         world_model_options: Mapping[str, Any] | None = None,
+        domain: str | None = None,
         observation: str = "frame",
         reward: RewardFunction | None = None,
         start_states: str | os.PathLike[str] = "bundled",
@@ -98,7 +99,9 @@ class ImaginedWorlds:
             self._choices = self.action_modality.discrete(DISCRETE_ACTIONS[self.modality])
             self.action_space = gymnasium.spaces.Discrete(len(self._choices))
         self.observation_space: gymnasium.spaces.Space[Any] = self._observation_space()
-        folder = domain_folder(self.world_model.folder, spec.domain, self.modality)
+        folder = domain_folder(self.world_model.folder, domain or spec.domain, self.modality)
+        if domain is not None and (folder is None or folder.name != domain):
+            raise ValueError(f"{world_model} has no recordings of {domain!r}; leave out domain, or train it on them.")
         self._start_states = folder if start_states == "bundled" else Path(start_states)
         self._follows_path = spec.follows_path and reward is None
         if reward is None and folder is not None and (folder / REWARD_FILE).is_file() and not spec.follows_path:
@@ -214,7 +217,7 @@ class ImaginedWorlds:
         state = self.save_state()
         self.state = self.world_model.with_prompts(state, self._prompts([prompt] * len(state)))
 
-    def _physical(self, actions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    def physical(self, actions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Actions float32 (*shape, A) in physical units, checked; numbers of keys have the shape itself."""
         if isinstance(self.action_space, gymnasium.spaces.Discrete | gymnasium.spaces.MultiDiscrete):
             given, last = np.asarray(actions), len(self._choices) - 1

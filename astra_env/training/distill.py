@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from astra_env.flags import flag
 from astra_env.models import WorldModel
 from astra_env.models.flow_matching import denoise, shifted_sigmas
 from astra_env.models.guidance import GuidedVelocity, Pass
 from astra_env.training.episodes import Episodes, encode_episodes, load_episodes, mixture_weights
 from astra_env.training.loop import Trainer
-from astra_env.training.train import flag
 from astra_env.training.walkers import Recipe, Walkers
 from astra_env.training.world_model import make_tracks, open_loop_psnr
 

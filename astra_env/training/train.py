@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from astra_env.actions import ACTION_MODALITIES
+from astra_env.flags import flag
 from astra_env.models import WorldModel
 from astra_env.models.action_encoding import encoded_width, usual_encoding
 from astra_env.models.adaptation import freeze_but, with_modality
@@ -31,11 +32,6 @@ from astra_env.training.world_model import fit_world_model, make_tracks
 
 BUDGETS = {"cpu": (6000, 16000), "gpu": (20000, 100000)}  # autoencoder steps, transformer steps
 TRAINABLE = ("all", "new")
-
-
-def flag(default: Any, text: str) -> Any:
-    """A field that the command line explains; `dataclasses.MISSING` is the default of one that must be given."""
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
