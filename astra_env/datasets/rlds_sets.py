@@ -39,6 +39,14 @@ def switched(changes: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(changes), np.nan, closed[latest])
 
 
+def _rt1_gripper(steps: Steps) -> np.ndarray:
+    return switched(steps["action/gripper_closedness_action"].reshape(-1))
+
+
+def _no_gripper(steps: Steps) -> np.ndarray:
+    return np.zeros(len(steps["is_first"]))
+
+
 def _fields(feature: str, start: int, stop: int) -> tuple[str, ...]:
     return tuple(f"{feature}_{index}" for index in range(start, stop))
 
@@ -106,7 +114,7 @@ KNOWN: Mapping[str, SetRow] = {
             rotation_kind="quaternion_xyzw",
             gripper="gripper",
         ),
-        gripper=lambda steps: switched(steps["action/gripper_closedness_action"].reshape(-1)),
+        gripper=_rt1_gripper,
     ),
     # the commands are velocities in units of the controller, so that actions are made of the measured poses
     "droid": SetRow(fps=15.0, image="observation/exterior_image_1_left", columns=_DROID),
@@ -117,7 +125,7 @@ KNOWN: Mapping[str, SetRow] = {
         image="observation/rgb",
         columns=ActionColumns(meaning="deltas", translation=_fields("action", 0, 2), gripper="gripper"),
         state=ActionColumns(translation=_fields("observation/effector_translation", 0, 2), gripper="gripper"),
-        gripper=lambda steps: np.zeros(len(steps["is_first"])),
+        gripper=_no_gripper,
     ),
 }
 """Name in tensorflow-datasets -> its row."""
