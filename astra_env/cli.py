@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         COMMANDS[options.command].run(options)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
+    except (FloatingPointError, ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"astra-env {options.command}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

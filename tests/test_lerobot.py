@@ -21,7 +21,8 @@ from astra_env.video import read_video, write_video
 
 FPS, LENGTHS = 10, (7, 12, 9)
 JOINTS = ActionColumns(translation=("action.x", "action.y", "action.z"), gripper="action.grip")
-VIDEO = "videos/chunk-000/observation.images.top/episode_000001.mp4"
+TABLE, VIDEO = "data/chunk-000/episode_000001.parquet", "videos/chunk-000/observation.images.top/episode_000001.mp4"
+META = "set/meta/episodes/chunk-000/file-000.parquet"
 
 
 def make_clip(number: int, modality: str = "end_effector", **changes) -> Clip:
@@ -69,13 +70,12 @@ def assert_looks_like(frames: np.ndarray, expected: np.ndarray) -> None:
 
 def join_videos(root) -> None:
     """All episodes into one video, one after the other, as lerobot's own writer keeps them."""
-    folder = root / "videos" / CAMERA / "chunk-000"
+    folder, meta = root / "set/videos" / CAMERA / "chunk-000", root / META
     paths = sorted(folder.glob("*.mp4"))
     frames = [read_video(path) for path in paths]
     write_video(paths[0], np.concatenate(frames), FPS)
     for path in paths[1:]:
         path.unlink()
-    meta = root / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
     rows, seconds = parquet.read_table(meta).to_pylist(), 0.0
     for row in rows:
         row[f"videos/{CAMERA}/file_index"] = 0
@@ -143,7 +143,7 @@ def test_clips_come_back_whole_and_in_windows(tmp_path, modality, joined):
     written = [make_clip(number, modality) for number in range(3)]
     write_lerobot(tmp_path / "set", written)
     if joined:
-        join_videos(tmp_path / "set")
+        join_videos(tmp_path)
     for clip, expected in zip(load_dataset("lerobot", tmp_path / "set"), written, strict=True):
         assert_same(clip, expected)
     windows = load_dataset("lerobot", tmp_path / "set", num_frames=4)
@@ -265,51 +265,29 @@ def tear(path) -> None:
 def rewrite(path, **columns) -> None:
     table = parquet.read_table(path)
     for name, values in columns.items():
-        table = table.set_column(table.column_names.index(name), name, values)
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
     parquet.write_table(table, path)
+
+
+def column(**values):
+    return lambda root: rewrite(root / TABLE, **values)
+
+
+def actions(bad: list[float]):
+    return column(action=[bad if row == 5 else [0.0] * 4 for row in range(12)])
 
 
 @pytest.mark.parametrize(
     ("harm", "error", "message"),
     [
-        (
-            lambda root: tear(root / "data/chunk-000/episode_000001.parquet"),
-            ValueError,
-            r"episode_000001.parquet.*Parquet",
-        ),
-        (lambda root: (root / VIDEO).unlink(), FileNotFoundError, r"episode_000001.mp4 is missing"),
-        (lambda root: tear(root / VIDEO), ValueError, r"episode_000001.mp4 cannot be read"),
-        (
-            lambda root: write_video(root / VIDEO, shades(1, 11), FPS),
-            ValueError,
-            r"000001.mp4 has 11 frames.*expected 12",
-        ),
-        (
-            lambda root: rewrite(
-                root / "data/chunk-000/episode_000001.parquet",
-                action=pa.array([[0.0] * 3 + [np.nan if row == 5 else 0.0] for row in range(12)]),
-            ),
-            ValueError,
-            r"episode_000001.parquet, episode 1, row 5: .*action.grip.*finite",
-        ),
-        (
-            lambda root: rewrite(
-                root / "data/chunk-000/episode_000001.parquet",
-                action=pa.array([[0.0] * (3 if row == 5 else 4) for row in range(12)]),
-            ),
-            ValueError,
-            r"episode_000001.parquet, episode 1, row 5: action has shape \(3,\)",
-        ),
-        (
-            lambda root: rewrite(root / "data/chunk-000/episode_000001.parquet", frame_index=pa.array(range(1, 13))),
-            ValueError,
-            r"episode_000001.parquet, episode 1 has 11 rows of the frames 0 to 12",
-        ),
-        (
-            lambda root: rewrite(root / "data/chunk-000/episode_000001.parquet", task_index=pa.array([9] * 12)),
-            ValueError,
-            r"episode_000001.parquet, episode 1, row 0: task_index is 9",
-        ),
+        (lambda root: tear(root / TABLE), ValueError, r"_000001.parquet is not a whole Parquet file"),
+        (lambda root: (root / VIDEO).unlink(), FileNotFoundError, r"_000001.mp4 is missing"),
+        (lambda root: tear(root / VIDEO), ValueError, r"_000001.mp4 cannot be read"),
+        (lambda root: write_video(root / VIDEO, shades(1, 11), FPS), ValueError, r"mp4 has 11 frames .*expected 12"),
+        (actions([0.0, 0.0, 0.0, np.nan]), ValueError, r"_000001.parquet, episode 1, row 5: .*action.grip.*finite"),
+        (actions([0.0, 0.0, 0.0]), ValueError, r"_000001.parquet, episode 1, row 5: action has shape \(3,\)"),
+        (column(frame_index=[*range(1, 13)]), ValueError, r"_000001.parquet, episode 1 has 11 rows of the frames 0 to"),
+        (column(task_index=[9] * 12), ValueError, r"_000001.parquet, episode 1, row 0: task_index is 9"),
         (lambda root: tear(root / "meta/episodes.jsonl"), ValueError, r"episodes.jsonl, line 2 is not JSON"),
         (lambda root: tear(root / "meta/info.json"), ValueError, r"info.json is not JSON"),
         (lambda root: change_info(root, data_path="{who}"), ValueError, r"info.json: data_path"),
@@ -325,9 +303,8 @@ def test_what_is_broken_is_named(tmp_path, harm, error, message):
 
 def test_a_video_of_many_episodes_that_is_too_short_for_one_is_named(tmp_path):
     write_lerobot(tmp_path / "set", [make_clip(number) for number in range(3)])
-    join_videos(tmp_path / "set")
-    meta = tmp_path / "set/meta/episodes/chunk-000/file-000.parquet"
-    rewrite(meta, **{f"videos/{CAMERA}/to_timestamp": pa.array([0.7, 1.8, 2.8])})
+    join_videos(tmp_path)
+    rewrite(tmp_path / META, **{f"videos/{CAMERA}/to_timestamp": [0.7, 1.8, 2.8]})
     dataset = load_dataset("lerobot", tmp_path / "set")
     assert len(dataset[0].frames) == LENGTHS[0]
     with pytest.raises(ValueError, match=r"file-000.mp4 has 11 frames of episode 1, expected 12"):

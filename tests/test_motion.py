@@ -96,3 +96,11 @@ def test_planners_reach_every_action_through_the_pose():
     weights = torch.randn(3, 4, dtype=torch.float64, generator=seeded())
     (world_model.imagine(state, actions).poses[0, :3] * weights).sum().backward()
     assert (actions.grad != 0).all()
+
+
+@pytest.mark.parametrize("modality", ACTION_MODALITIES)
+def test_no_action_moves_nothing(modality):
+    poses, speeds = start_motion(2, [1.0, 2.0], torch.device("cpu"))
+    width = ACTION_MODALITIES[modality].action_dim
+    moved, after = move(poses, speeds, torch.zeros(2, 0, width), (modality,) * 2)
+    assert torch.equal(moved, poses) and torch.equal(after, speeds)

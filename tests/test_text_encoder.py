@@ -176,3 +176,17 @@ def test_a_folder_without_tokenizer_says_so(folder, tmp_path):
     (tmp_path / "text_encoder").symlink_to(folder / "text_encoder")
     with pytest.raises(ValueError, match=r"tokenizer lacks tokenizer_config.json"):
         TextEncoder(tmp_path, device="cpu").encode(["lift it"])
+
+
+def test_the_prompts_asked_for_last_are_kept(make, loads, monkeypatch):
+    from astra_env.models import text_encoder
+
+    monkeypatch.setattr(text_encoder, "MAX_KEPT", 2)
+    encoder = make()
+    for prompt in ("lift", "the", "red"):
+        first = encoder.encode([prompt])
+    assert torch.equal(encoder.encode(["red"]), first) and len(loads) == 3
+    encoder.encode([""])
+    assert len(loads) == 3  # the null prompt stays
+    encoder.encode(["lift"])
+    assert len(loads) == 4

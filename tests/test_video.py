@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import av
 import cv2
 import numpy as np
@@ -139,3 +142,24 @@ def test_a_part_of_a_video_is_that_part_of_the_whole(tmp_path, fps):
         read_video(path, start=65, stop=75)
     with pytest.raises(ValueError, match="cannot be read as a video"):
         video_info(tmp_path / "nothing.mp4")
+
+
+def test_reading_a_part_ends_whatever_the_decoder_logs(tmp_path):
+    """With threads that decode frames ahead, leaving early waits for ever once a log level is set."""
+    path = tmp_path / "long.mp4"
+    write_video(path, moving_square(60), 10)
+    code = (
+        "import av; av.logging.set_level(av.logging.ERROR)\n"
+        "from astra_env.video import read_video\n"
+        f"for start in range(30): assert len(read_video({str(path)!r}, start=start, stop=start + 3)) == 3"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_more_key_frames_make_a_larger_file_of_the_same_pictures(tmp_path):
+    frames = moving_square(60)
+    for name, every in (("few", None), ("many", 2)):
+        write_video(tmp_path / f"{name}.mp4", frames, 10, key_every=every)
+    few, many = (tmp_path / f"{name}.mp4" for name in ("few", "many"))
+    assert many.stat().st_size > few.stat().st_size
+    assert np.abs(read_video(many).astype(int) - read_video(few)).mean() < 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import Any
 
 from astra_env.commands import Command
 from astra_env.flags import add_flags, from_flags
@@ -40,7 +42,51 @@ def _distill(options: argparse.Namespace) -> None:
     print(f"{checkpoint} is the student; watch it with: astra-env demo --world-model {checkpoint}")
 
 
+def _add_encode(parser: argparse.ArgumentParser) -> None:
+    from astra_env.training.encode import EncodeConfig
+
+    _add_data(parser)
+    add_flags(parser, EncodeConfig)
+
+
+def _encode(options: argparse.Namespace) -> None:
+    from astra_env.training.encode import EncodeConfig, encode
+
+    print(f"{encode(from_flags(EncodeConfig, options))} holds the shards; they are what astra-env finetune reads.")
+
+
+def _add_finetune(parser: argparse.ArgumentParser) -> None:
+    from astra_env.training.recipes import FinetuneConfig
+
+    parser.add_argument("data", metavar="SHARDS", nargs="+", help="folders that astra-env encode wrote")
+    add_flags(parser, FinetuneConfig)
+
+
+def _finetune(options: argparse.Namespace) -> None:
+    from astra_env.training.finetune import finetune
+    from astra_env.training.recipes import FinetuneConfig
+
+    checkpoint = finetune(from_flags(FinetuneConfig, options), lambda step, rollout: _watch(options.out, step, rollout))
+    print(f"{checkpoint} is the trained world; watch it with: astra-env demo --world-model {checkpoint}")
+
+
+def _watch(out: str, step: int, rollout: Any) -> None:
+    """Write a rollout as OUT/rollouts/STEP/NAME.rrd: what is imagined beside what was recorded."""
+    from astra_env.actions import ACTION_MODALITIES
+    from astra_env.visualization import Recording
+
+    path = Path(out, "rollouts", f"step_{step:06d}", rollout.name.replace("/", "_") + ".rrd")
+    modality, num = ACTION_MODALITIES[rollout.modality], len(rollout.imagined) // len(rollout.actions)
+    views = {"imagined": rollout.imagined, "recorded": rollout.recorded}
+    with Recording(path, views=tuple(views), modality=modality, fps=num * modality.rate_hz) as recording:
+        for index, action in enumerate(rollout.actions):
+            recording.log_action(action)
+            recording.log_frames({name: frames[num * index : num * (index + 1)] for name, frames in views.items()})
+
+
 COMMANDS: dict[str, Command] = {
     "train": Command("fit a world to recorded episodes; resumes when called again", _add_train, _train),
+    "encode": Command("encode recordings once, as shards, on any number of GPUs", _add_encode, _encode),
+    "finetune": Command("let a world go on learning on shards, on any number of GPUs", _add_finetune, _finetune),
     "distill": Command("fit a student that needs fewer denoising steps than its teacher", _add_distill, _distill),
 }

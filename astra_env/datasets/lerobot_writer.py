@@ -88,7 +88,8 @@ def _write(root: Path, clips: Iterable[Clip], robot_type: str) -> None:
         tables.append(_rows(clip, number, first_row, tasks.setdefault(clip.text, len(tasks))))
         pictures.append(_histogram(clip.frames))
         episodes.append(_episode(clip, number, first_row, _statistics(tables[-1:], pictures[-1:])))
-        write_video(root / _VIDEO.format(video_key=CAMERA, **_place(number)), clip.frames, clip.fps)
+        path = root / _VIDEO.format(video_key=CAMERA, **_place(number))
+        write_video(path, clip.frames, clip.fps, key_every=2)  # as lerobot does, whose loader reads from anywhere
     if first is None:
         raise ValueError("There are no clips to write; give at least one.")
     _write_data(root / _DATA.format(**_place(0)), tables)

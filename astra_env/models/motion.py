@@ -32,6 +32,8 @@ def move(
 ) -> PoseAndSpeed:
     """Poses (B, 4, 4) and speeds (B,), in m/s, after actions (B, n, A) in physical units, one modality's name a row."""
     moved, after = poses.clone(), speeds.clone()
+    if not actions.shape[1]:
+        return moved, after
     for name in dict.fromkeys(modality):
         rows, entry = [row for row, other in enumerate(modality) if other == name], modalities[name]
         moving = MOTIONS[type(entry.kinematics)]

@@ -22,6 +22,7 @@ from astra_env.models.hub import (
     tell,
 )
 
+MAX_KEPT = 512  # prompts whose embeddings stay in memory, a megabyte or less each
 MAX_LENGTH = 512  # tokens that the backbone attends to, whatever the prompt's length
 QUANTIZATIONS: dict[str, dict[str, Any]] = {
     "int8": {"load_in_8bit": True},
@@ -138,6 +139,8 @@ class TextEncoder:
                 if not self.keep:
                     self.free()
         rows = [self._embeds[prompt] for prompt in cleaned]
+        for prompt in [known for known in self._embeds if known][:-MAX_KEPT]:
+            del self._embeds[prompt]  # those asked for first; the null prompt stays
         return torch.stack([F.pad(row, (0, 0, 0, MAX_LENGTH - len(row))) for row in rows]).to(self.device).float()
 
     def free(self) -> None:

@@ -62,7 +62,7 @@ def load_episodes(
     count = min(len(dataset), limit or len(dataset))
     arrays = []
     for index in tqdm(range(count), desc=f"reading {Path(root).name} {split}", unit="episode", mininterval=5):
-        entry = _at_rate(dataset.arrays(index), modality, dataset.paths[index])
+        entry = at_rate(dataset.arrays(index), modality, dataset.paths[index])
         if frame_size is not None and entry["frames"].shape[1:3] != (frame_size, frame_size):
             entry["frames"] = resize_frames(entry["frames"], (frame_size, frame_size))
         arrays.append(entry)
@@ -80,7 +80,7 @@ def load_episodes(
     )
 
 
-def _at_rate(arrays: dict[str, np.ndarray], modality: ActionModality, path: Path) -> dict[str, np.ndarray]:
+def at_rate(arrays: dict[str, np.ndarray], modality: ActionModality, path: Path) -> dict[str, np.ndarray]:
     """The arrays of one episode, with one action for each chunk of four frames; speed and labels at its ends."""
     meta = json.loads(str(arrays["meta"]))
     num, seconds, chunk = len(arrays["actions"]), meta["chunk_frames"] / meta["fps"], 1 / modality.rate_hz
