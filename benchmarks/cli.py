@@ -110,6 +110,7 @@ def _domains(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from benchmarks.domains_report import render_domains
+    from benchmarks.loading import render_loading
     from benchmarks.report import save_plot, update_readme
     from benchmarks.speed_report import render_speed, save_speed_plot
     from benchmarks.writing import replace_marked
@@ -117,6 +118,8 @@ def _report(options: argparse.Namespace) -> None:
     results = json.loads(options.results.read_text())
     if "domains" in results:
         replace_marked(options.readme, "domains", render_domains(results))
+    elif "clips_per_s" in results:
+        replace_marked(options.readme, "loading", render_loading(results))
     elif "sweep" in results:
         replace_marked(options.readme, "speed", render_speed(results))
         save_speed_plot(options.results.with_suffix(".png"), results)
