@@ -15,7 +15,6 @@ from astra_env.cli import main
 from astra_env.datasets import load_dataset
 from astra_env.datasets.columns import ActionColumns
 from astra_env.datasets.doctor import examine
-from astra_env.models.autoencoder import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from astra_env.video import read_video, video_info
 
 REALDATA = Path(os.environ.get("ASTRA_REALDATA", "/missing"))
@@ -77,8 +76,7 @@ def test_a_video_of_the_authors_model_is_read_in_parts():
 def test_wan_latents_have_the_layout_of_ours():
     folder = sample("wan_latents")
     (latents,) = load_file(folder / "test_latents_wan.safetensors").values()
-    _, channels, time, height, width = latents.shape
-    frames = read_video(folder / "decoded_taew2_1.mp4")
-    assert channels == 16
-    assert frames.shape[1:3] == (SPATIAL_COMPRESSION * height, SPATIAL_COMPRESSION * width)
-    assert abs(len(frames) - (TEMPORAL_COMPRESSION * (time - 1) + 1)) <= TEMPORAL_COMPRESSION
+    assert latents.shape == (1, 16, 16, 40, 64) and latents.isfinite().all()  # (B, C, T, h, w), as ours
+    channels = latents.float().transpose(0, 1).flatten(1)
+    assert 0.3 < channels.std(dim=1).mean() < 3  # normalised by channel
+    assert read_video(folder / "decoded_taew2_1.mp4", stop=3).shape == (3, 480, 832, 3)
