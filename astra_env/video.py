@@ -104,7 +104,9 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float, *, key_every: 
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "16", "preset": "medium"} | ({} if key_every is None else {"g": str(key_every)})
+        stream.options = {"crf": "16", "preset": "medium"}
+        if key_every is not None:
+            stream.options = {**stream.options, "g": str(key_every)}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())

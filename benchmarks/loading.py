@@ -92,7 +92,8 @@ def _measure(name: str, root: Path, clips: int) -> dict[str, float]:
         return Clip(clip.frames[start:stop], clip.actions[start : stop - 1], clip.modality, clip.fps)
 
     workers = os.cpu_count() or 1
-    loader: Any = DataLoader(windows, sampler=order, batch_size=None, num_workers=workers)
+    dataset: Any = windows  # it has `len` and integer indices, which is all that torch asks for
+    loader = DataLoader(dataset, sampler=order, batch_size=None, num_workers=workers)
     return {
         "whole_recordings": _rate(tqdm(map(naive, few), desc=f"{name}, whole", total=len(few))),
         "windows": _rate(windows[index] for index in tqdm(order, desc=f"{name}, windows")),
