@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny import (
     MODALITY,
+    save_checkpoint,
     seeded,
     write_dataset,
     write_episode,
@@ -24,6 +25,7 @@ from astra_env.training import TrainConfig, train
 from astra_env.training.autoencoder import mean_pictures, reconstruction_loss, sample_clips
 from astra_env.training.episodes import Episodes, encode_episodes, load_episodes
 from astra_env.training.rewards import fit_rewards
+from astra_env.training.train import build_world_model
 from astra_env.training.walkers import Recipe, Walkers
 from astra_env.training.world_model import make_tracks, open_loop_psnr, training_loss
 
@@ -283,3 +285,13 @@ def test_an_unknown_budget_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"expected one of \['cpu', 'gpu'\]"):
         train(TrainConfig(data=("nowhere",), out=str(tmp_path / "run"), budget="huge"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_student_that_goes_on_learning_needs_a_second_step(tmp_path):
+    save_checkpoint(tmp_path / "start")
+    student = WorldModel.from_pretrained(tmp_path / "start")
+    for steps, after in ((1, 2), (4, 4)):
+        student.sampling = student.sampling.replaced(num_inference_steps=steps)
+        student.save_pretrained(tmp_path / "student")
+        config = TrainConfig((), out=str(tmp_path / "run"), start_from=str(tmp_path / "student"))
+        assert build_world_model(config, ["camera"]).sampling.num_inference_steps == after

@@ -28,6 +28,7 @@ from astra_env.training.rollouts import Rollout, heldout_clips, imagine_clip, su
 from astra_env.training.shards import Shards, write_json
 from astra_env.training.trainable import checkpoint_blocks, train_only
 from astra_env.training.windows import Batch, WindowRecipe, Windows, check_encoder
+from astra_env.training.world_model import sampling_after_training
 
 Watch = Callable[[int, Rollout], None]
 """Is shown each rollout, with the step that it belongs to, in one process."""
@@ -91,6 +92,7 @@ def start(config: FinetuneConfig, folders: Sequence[Shards], device: str | torch
         if name not in world_model.modalities:
             world_model = with_modality(world_model, name)
     world_model.folder = folder
+    world_model.sampling = sampling_after_training(world_model.sampling)
     transformer = world_model.transformer
     lora = add_lora(transformer, config.lora_rank) if which == "lora" else None
     train_only(transformer, which)

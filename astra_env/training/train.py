@@ -28,7 +28,7 @@ from astra_env.training.bundle import domain_folder, write_start_states
 from astra_env.training.episodes import Episodes, encode_episodes, load_episodes, mixture_weights
 from astra_env.training.rewards import fit_rewards
 from astra_env.training.walkers import Recipe
-from astra_env.training.world_model import fit_world_model, make_tracks
+from astra_env.training.world_model import fit_world_model, make_tracks, sampling_after_training
 
 BUDGETS = {"cpu": (6000, 16000), "gpu": (20000, 100000)}  # autoencoder steps, transformer steps
 TRAINABLE = ("all", "new")
@@ -73,6 +73,8 @@ def build_world_model(config: TrainConfig, modalities: Sequence[str]) -> WorldMo
         world_model.transformer.requires_grad_(True)
         if config.trainable == "new":
             freeze_but(world_model.transformer, new)
+        else:
+            world_model.sampling = sampling_after_training(world_model.sampling)
         return world_model.train()
     encodings = {name: usual_encoding(ACTION_MODALITIES[name]) for name in modalities}
     dims = {name: encoded_width(encoding, ACTION_MODALITIES[name]) for name, encoding in encodings.items()}
@@ -87,8 +89,7 @@ def build_world_model(config: TrainConfig, modalities: Sequence[str]) -> WorldMo
         other = WorldModel.from_pretrained(config.autoencoder, config.device)
         autoencoder, described = other.autoencoder, other.autoencoder_config
     size, transformer = (config.frame_size, config.frame_size), AstraTransformer(sizes)
-    # one step paints the mean of what may come, in which what moves dissolves; a second one decides
-    sampling = Sampling(num_inference_steps=2, chunk_size=config.chunk_size)
+    sampling = sampling_after_training(Sampling(num_inference_steps=1, chunk_size=config.chunk_size))
     return WorldModel(
         autoencoder,
         transformer,

@@ -17,10 +17,17 @@ import torch
 from torch import Tensor
 
 from astra_env.models import WorldModel
-from astra_env.models.flow_matching import add_noise, sample_training_sigmas
+from astra_env.models.flow_matching import Sampling, add_noise, sample_training_sigmas
 from astra_env.training.episodes import Episodes
 from astra_env.training.loop import Trainer
 from astra_env.training.walkers import Recipe, Track, Walkers
+
+
+def sampling_after_training(sampling: Sampling) -> Sampling:
+    """With at least two denoising steps: one paints the mean of what may come, in which what moves dissolves, and a
+    second one decides. A student of one step does not stay one when it goes on learning from recordings.
+    """
+    return sampling.replaced(num_inference_steps=max(2, sampling.num_inference_steps))
 
 
 def make_tracks(
