@@ -1,0 +1,218 @@
+"""Policies by name: at random, scripted experts, your own function, and models of Stable-Baselines3 and LeRobot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from astra_env.actions import ACTION_MODALITIES, DISCRETE_ACTIONS, ActionModality
+from astra_env.envs import ENVIRONMENTS
+from astra_env.simulators.behaviours import Behaviour
+from policies.evaluate import Policy, as_policy
+from policies.worlds import LastInfo
+
+
+class RandomPolicy:
+    """Draws every action evenly from the space, which the seed of an episode decides."""
+
+    def __init__(self, action_space: gymnasium.spaces.Space[Any]) -> None:
+        self.action_space = action_space
+
+    def reset(self, seed: int | None = None) -> RandomPolicy:
+        """Begin the draws anew."""
+        self.action_space.seed(seed)
+        return self
+
+    def act(self, observation: Any) -> Any:
+        """An action, whatever is seen."""
+        return self.action_space.sample()
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A scripted behaviour, which knows where things are."""
+
+    make: str
+    """"module:function" of one that makes it from a generator; the behaviour itself where it draws nothing."""
+    options: Mapping[str, Any]
+    drawn: bool = True
+
+
+_BEHAVIOURS = "astra_env.simulators"
+EXPERTS: dict[str, Expert] = {
+    "Astra-RT1-v0": Expert(f"{_BEHAVIOURS}.robot_behaviours:scripted_behaviour", {}),
+    "Astra-NuScenes-v0": Expert(f"{_BEHAVIOURS}.driving_behaviours:follow_behaviour", {}),
+    "Astra-Sekai-v0": Expert(f"{_BEHAVIOURS}.exploration_behaviours:visit_behaviour", {"goal": True}),
+    "Astra-SpatialVID-v0": Expert(f"{_BEHAVIOURS}.exploration_behaviours:visit_behaviour", {"goal": True}),
+    "Astra-MultiCam-v0": Expert(f"{_BEHAVIOURS}.multicam_behaviours:tracking_behaviour", {}, drawn=False),
+}
+"""Id -> who recorded the episodes in which its task is done."""
+
+
+class ExpertPolicy:
+    """The scripted expert of an id. It reads ``info``, not observations, so that it acts where that tells all.
+
+    Args:
+        environment: the id.
+        world: the world that it acts in, which remembers its last ``info``.
+    """
+
+    def __init__(self, environment: str, world: LastInfo) -> None:
+        spec = ENVIRONMENTS[environment]
+        self._expert, self._world = EXPERTS[environment], world
+        self._modality, self._keys = ACTION_MODALITIES[spec.modality], spec.discrete
+        self.reset(0)
+
+    def reset(self, seed: int | None = None) -> ExpertPolicy:
+        """Begin anew, with what the seed draws."""
+        made: Callable[..., Any] = resolve_name(self._expert.make)
+        rng = np.random.default_rng(None if seed is None else [seed, 1])
+        self._behaviour: Behaviour = made(rng, **self._expert.options) if self._expert.drawn else made
+        return self
+
+    def act(self, observation: Any) -> Any:
+        """The action (A,) within the bounds, or the keys that are nearest to it."""
+        try:
+            action = self._modality.validate(self._behaviour(self._world.info), clip=True)
+        except KeyError as error:
+            raise ValueError(
+                f"The expert needs to know {error}, which imagination does not; evaluate it in the simulator."
+            ) from None
+        return nearest_keys(action, self._modality) if self._keys else action
+
+
+def nearest_keys(actions: np.ndarray, modality: ActionModality) -> Any:
+    """The number of the set of keys, of ``DISCRETE_ACTIONS``, that is nearest to actions (A,) or (N, A)."""
+    choices = modality.discrete(DISCRETE_ACTIONS[modality.name]) / np.array(modality.high)
+    distances = np.square(actions[..., None, :] / np.array(modality.high) - choices).sum(-1)
+    nearest = distances.argmin(-1)
+    return nearest if nearest.ndim else int(nearest)
+
+
+class LeRobotPolicy:
+    """A policy of LeRobot in a world: pictures in, actions out in the units that it was trained on.
+
+    Its actions have to be those of the id (`astra-env export --format lerobot` writes recordings in them); they are
+    clipped to the bounds.
+
+    Args:
+        policy: what ``PreTrainedPolicy.from_pretrained`` gives.
+        action_space: of one world.
+        preprocessor: of the two that ``make_pre_post_processors`` gives, the first.
+        postprocessor: the second.
+        image: the name of the picture among its inputs.
+        task: what it is told to do.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        action_space: gymnasium.spaces.Box,
+        *,
+        preprocessor: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+        postprocessor: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.cpu,
+        image: str = "observation.image",
+        task: str = "",
+    ) -> None:
+        self.policy, self.action_space, self.image, self.task = policy, action_space, image, task
+        self._before, self._after = preprocessor, postprocessor
+
+    def reset(self, seed: int | None = None) -> LeRobotPolicy:
+        """Forget the actions that are queued; the seed decides what is drawn, from torch's global generator."""
+        if seed is not None:
+            torch.manual_seed(seed)
+        self.policy.reset()
+        return self
+
+    @torch.no_grad()
+    def act(self, observation: np.ndarray) -> np.ndarray:
+        """The action (A,) or (N, A) for frames uint8 (H, W, 3) or (N, H, W, 3)."""
+        frames = torch.from_numpy(np.ascontiguousarray(observation))
+        pixels = (frames if frames.ndim == 4 else frames[None]).movedim(-1, 1).float() / 255
+        batch = self._before({self.image: pixels, "task": [self.task] * len(pixels)})
+        actions = self._after(self.policy.select_action(batch)).float().cpu().numpy()
+        clipped = np.clip(actions, self.action_space.low, self.action_space.high)
+        return clipped if frames.ndim == 4 else clipped[0]
+
+
+def load_lerobot(
+    path: str, action_space: gymnasium.spaces.Box, *, image: str | None = None, task: str = ""
+) -> LeRobotPolicy:
+    """A policy of LeRobot from a folder or the hub, with its own processors.
+
+    Raises:
+        ImportError: lerobot is not installed.
+    """
+    try:
+        from lerobot.configs.policies import PreTrainedConfig
+        from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+    except ImportError as error:
+        raise ImportError("Policies of LeRobot need lerobot; run: pip install lerobot") from error
+    config = PreTrainedConfig.from_pretrained(path)
+    policy = get_policy_class(config.type).from_pretrained(path).eval()
+    before, after = make_pre_post_processors(config, pretrained_path=path)
+    image = image or next(iter(config.image_features))
+    return LeRobotPolicy(policy, action_space, preprocessor=before, postprocessor=after, image=image, task=task)
+
+
+def load_policy(
+    name: str, environment: str, world: LastInfo, *, algorithm: str | None = None, task: str = ""
+) -> Policy:
+    """A policy by name, for one world.
+
+    Args:
+        name: "random"; "expert"; "module:function" of an observation, or a `Policy` there; a zip of Stable-Baselines3;
+            the folder of a cloned policy or of `astra-policy train`; "lerobot:" and a folder or hub id.
+        environment: the id.
+        world: what it is to act in.
+        algorithm: of the zip, where its run does not say ("ppo", "sac", "td3", "dqn").
+        task: what a policy of LeRobot is told to do.
+
+    Raises:
+        ValueError: there is no such policy.
+    """
+    space, path = world.action_space, Path(name)
+    if name == "random":
+        return RandomPolicy(space)
+    if name == "expert":
+        return ExpertPolicy(environment, world)
+    if name.startswith("lerobot:"):
+        assert isinstance(space, gymnasium.spaces.Box)
+        return load_lerobot(name.removeprefix("lerobot:"), space, task=task)
+    if path.suffix == ".zip" or (path / "policy_config.json").is_file():
+        return _trained(path if path.suffix == ".zip" else path / "best.zip", algorithm, space)
+    if path.is_dir():
+        from policies.behaviour_cloning import ClonedPolicy
+
+        return ClonedPolicy.load(path, keys=isinstance(space, gymnasium.spaces.Discrete))
+    try:
+        return as_policy(resolve_name(name))
+    except (AttributeError, ImportError, ValueError) as error:
+        known = "'random', 'expert', module:function, a .zip, a folder or lerobot:ID"
+        raise ValueError(f"policy is {name!r}, expected {known} ({error}).") from error
+
+
+def policy_observation(name: str) -> str:
+    """What a policy sees, "frame" or "latent", by the configuration of the run that made it; "frame" if unknown."""
+    path = Path(name)
+    config = (path.parent if path.suffix == ".zip" else path) / "policy_config.json"
+    return str(json.loads(config.read_text())["observation"]) if config.is_file() else "frame"
+
+
+def _trained(path: Path, algorithm: str | None, space: gymnasium.spaces.Space[Any]) -> Policy:
+    from policies.sb3 import SB3Policy, load
+
+    config = path.parent / "policy_config.json"
+    if algorithm is None and config.is_file():
+        algorithm = json.loads(config.read_text())["algorithm"]
+    if algorithm is None:
+        raise ValueError(f"{path} does not say its algorithm; name it with --algorithm.")
+    return SB3Policy(load(path, algorithm), space)

@@ -1,0 +1,228 @@
+"""`astra-policy train ID`: reinforcement learning in imagined worlds, with checkpoints, evaluations and curves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+
+import astra_env  # noqa: F401  registers the ids
+from astra_env.envs import ENVIRONMENTS
+from astra_env.flags import flag
+from policies.evaluate import evaluate
+from policies.sb3 import ALGORITHMS, LatentFeatures, SB3Policy, SB3VecEnv, VecMonitor, load, save
+
+CONFIG, LOG, POLICY, BEST = "policy_config.json", "evaluations.jsonl", "policy.zip", "best.zip"
+
+_REPLAYING = {"batch_size": 128, "gradient_steps": 4, "learning_starts": 1000, "buffer_size": 50_000, "n_steps": 3}
+HYPERPARAMETERS: dict[str, dict[str, Any]] = {
+    "ppo": {"n_steps": 64, "batch_size": 256, "n_epochs": 6, "ent_coef": 0.002},
+    "sac": {**_REPLAYING, "tau": 0.01, "ent_coef": "auto_0.02"},
+    "td3": {**_REPLAYING, "tau": 0.01},
+    "dqn": {**_REPLAYING, "target_update_interval": 1000, "exploration_fraction": 0.2},
+}
+"""Algorithm -> what differs from Stable-Baselines3's defaults; what replays learns 4 times in a step of all worlds."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the policy of an id is learned, where the configuration does not say."""
+
+    algorithm: str
+    gamma: float
+    """Discount of a reward one step (0.2 s) later."""
+    learning_rate: float = 3e-4
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    """On top of ``HYPERPARAMETERS``, where the algorithm is the recipe's."""
+
+
+RECIPES: dict[str, Recipe] = {
+    "Astra-RT1-v0": Recipe("sac", 0.95),
+    "Astra-NuScenes-v0": Recipe("sac", 0.95),
+    "Astra-Sekai-v0": Recipe("sac", 0.95),
+    "Astra-SpatialVID-v0": Recipe("dqn", 0.95),
+    "Astra-MultiCam-v0": Recipe("sac", 0.9),
+}
+
+
+@dataclass(frozen=True)
+class TrainPolicyConfig:
+    """One run; each field is a flag of `astra-policy train` and says in its metadata what it means."""
+
+    environment: str  # the id
+    out: str = flag(dataclasses.MISSING, "folder of the run; what an earlier call began there goes on")
+    algorithm: str | None = flag(None, "'ppo', 'sac', 'td3' or 'dqn'; the recipe of the id")
+    world_model: str = flag("astra-tiny", "bundled name or checkpoint folder")
+    observation: str = flag("latent", "'latent', or 'frame' for policies that see pictures")
+    num_worlds: int = flag(16, "worlds imagined at once")
+    steps: int = flag(100_000, "of all worlds together")
+    learning_rate: float | None = flag(None, "of the policy; the recipe of the id")
+    gamma: float | None = flag(None, "discount of a reward one step later; the recipe of the id")
+    seed: int = flag(0, "of the worlds and the policy")
+    device: str = flag("cpu", "'cpu', 'cuda', …")
+    eval_every: int = flag(10_000, "steps between evaluations in imagination and checkpoints")
+    eval_episodes: int = flag(10, "episodes of an evaluation")
+
+
+class KeptSuccess(VectorWrapper):
+    """Rewards as a share of what is to come: (1 - gamma) times the world's, and gamma on top where success ends it.
+
+    An episode that ends when its task is solved would otherwise earn less than one that dwells before the end. What is
+    solved counts as if it were rewarded by 1 for ever; the value of a state is the mean reward ahead of it, in [0, 1].
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], gamma: float) -> None:
+        if env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP:
+            raise ValueError("KeptSuccess reads how a step ended; make the worlds with autoreset_mode='Disabled'.")
+        super().__init__(env)
+        self.gamma = gamma
+
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """As the worlds', with other rewards."""
+        observations, rewards, terminations, truncations, told = self.env.step(actions)
+        kept = self.gamma * (terminations & told["success"])
+        return observations, (1 - self.gamma) * rewards + kept, terminations, truncations, told
+
+
+def train_policy(config: TrainPolicyConfig) -> Path:
+    """Learn a policy in imagined worlds, going on with what an earlier call began; returns OUT/policy.zip.
+
+    OUT has the best policy by its evaluations in imagination (best.zip), the evaluations (evaluations.jsonl), the
+    configuration, and curves for TensorBoard. A run that goes on has its weights, optimisers, number of steps and
+    replayed steps again; its worlds begin anew, with seeds of their own.
+    """
+    config = completed(config)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    _write_config(config, out)
+    worlds = make_worlds(config)
+    model = _model(config, worlds, out)
+    checkpoints = _Checkpoints(model, config, out)
+    left = config.steps - model.num_timesteps
+    if left > 0:
+        model.learn(left, callback=checkpoints, reset_num_timesteps=False, tb_log_name="run")
+        checkpoints.finish()
+    worlds.close()
+    return out / POLICY
+
+
+def completed(config: TrainPolicyConfig) -> TrainPolicyConfig:
+    """The configuration with what the recipe of its id says; ValueError where it cannot be carried out."""
+    if config.environment not in RECIPES:
+        raise ValueError(f"environment is {config.environment!r}, expected one of {sorted(RECIPES)}.")
+    recipe = RECIPES[config.environment]
+    algorithm = config.algorithm or recipe.algorithm
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm is {algorithm!r}, expected one of {sorted(ALGORITHMS)}.")
+    keys = ENVIRONMENTS[config.environment].discrete
+    if algorithm != "ppo" and (algorithm == "dqn") != keys:
+        fitting = "'dqn' or 'ppo', which choose keys" if keys else "'ppo', 'sac' or 'td3', which act continuously"
+        raise ValueError(f"algorithm is {algorithm!r}, expected {fitting}, for {config.environment}.")
+    if config.observation not in ("latent", "frame"):
+        raise ValueError(f"observation is {config.observation!r}, expected 'latent' or 'frame'.")
+    given = {"algorithm": algorithm, "gamma": config.gamma or recipe.gamma}
+    return dataclasses.replace(config, **given, learning_rate=config.learning_rate or recipe.learning_rate)  # type: ignore[arg-type]
+
+
+def make_worlds(config: TrainPolicyConfig) -> VecMonitor:
+    """The worlds of a completed configuration, as Stable-Baselines3 takes them."""
+    env = gymnasium.make_vec(
+        config.environment,
+        num_envs=config.num_worlds,
+        vectorization_mode="vector_entry_point",
+        autoreset_mode=AutoresetMode.DISABLED,
+        **_world_options(config),
+    )
+    assert config.gamma is not None
+    return VecMonitor(SB3VecEnv(KeptSuccess(env, config.gamma)))
+
+
+def _world_options(config: TrainPolicyConfig) -> dict[str, Any]:
+    return {"world_model": config.world_model, "observation": config.observation, "device": config.device}
+
+
+def _model(config: TrainPolicyConfig, worlds: VecMonitor, out: Path) -> Any:
+    """Fresh, or as the last checkpoint has it."""
+    algorithm = str(config.algorithm)
+    if (out / POLICY).is_file():
+        model = load(out / POLICY, algorithm, worlds, config.device)
+        model.tensorboard_log = str(out / "tensorboard")  # the folder may have been moved
+        model.set_random_seed(config.seed + model.num_timesteps)
+        return model
+    recipe = RECIPES[config.environment]
+    own = recipe.hyperparameters if algorithm == recipe.algorithm else {}
+    latents = isinstance(worlds.observation_space, Box) and config.observation == "latent"
+    return ALGORITHMS[algorithm](
+        "MlpPolicy" if latents else "CnnPolicy",
+        worlds,
+        learning_rate=config.learning_rate,
+        gamma=config.gamma,
+        seed=config.seed,
+        device=config.device,
+        tensorboard_log=str(out / "tensorboard"),
+        policy_kwargs={"features_extractor_class": LatentFeatures} if latents else {},
+        **HYPERPARAMETERS[algorithm] | dict(own),
+    )
+
+
+class _Checkpoints:
+    """Evaluates a model in imagination and writes it, every so many steps: a callback of Stable-Baselines3's."""
+
+    def __init__(self, model: Any, config: TrainPolicyConfig, out: Path) -> None:
+        self._model, self._config, self._out = model, config, out
+        self._world = gymnasium.make(config.environment, **_world_options(config))
+        self._policy = SB3Policy(model, self._world.action_space)
+        lines = (out / LOG).read_text().splitlines() if (out / LOG).is_file() else []
+        # with success kept, as it is learned: what is solved early is not worth less
+        self._best = max((json.loads(line)["mean_kept_return"] for line in lines), default=-np.inf)
+        self._written = model.num_timesteps
+
+    def __call__(self, known: dict[str, Any], _: dict[str, Any]) -> bool:
+        """After each step of the worlds; learning goes on."""
+        if self._model.num_timesteps - self._written >= self._config.eval_every:
+            self._write()
+        return True
+
+    def finish(self) -> None:
+        """After the last step, unless that was written."""
+        if self._model.num_timesteps > self._written:
+            self._write()
+
+    def _write(self) -> None:
+        evaluation = evaluate(self._world, self._policy, self._config.eval_episodes)
+        told = evaluation.to_json(ENVIRONMENTS[self._config.environment].max_episode_steps)
+        model, step = self._model, self._model.num_timesteps
+        for name in ("success_rate", "mean_return", "mean_kept_return", "mean_length"):
+            model.logger.record(f"eval/{name}", told[name])
+        model.logger.dump(step)
+        with (self._out / LOG).open("a") as file:
+            file.write(json.dumps({"step": step, **told}) + "\n")
+        save(model, self._out / POLICY, replay=True)
+        if told["mean_kept_return"] > self._best:
+            save(model, self._out / BEST)
+            self._best = told["mean_kept_return"]
+        self._written = step
+
+
+def _write_config(config: TrainPolicyConfig, out: Path) -> None:
+    """The configuration as OUT/policy_config.json; ValueError where the run there was begun with another one."""
+    described, path = dataclasses.asdict(config), out / CONFIG
+    if path.is_file():
+        free = {"steps", "out", "eval_every", "eval_episodes", "device", "num_worlds"}
+        before = json.loads(path.read_text())
+        changed = sorted(name for name in described.keys() - free if described[name] != before.get(name))
+        if changed:
+            told = ", ".join(f"{name} = {before.get(name)!r}" for name in changed)
+            raise ValueError(f"{out} has a run with {told}; go on with the same, or choose another folder.")
+    partial = path.with_name(f"{CONFIG}.partial")
+    partial.write_text(json.dumps(described, indent=2) + "\n")
+    os.replace(partial, path)
