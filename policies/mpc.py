@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import time
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -9,23 +13,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies.optimizers import Plan, cem
+from astra_env.envs.env import AstraEnv
+from policies.objectives import Score, mean_reward
+from policies.optimizers import DISCRETE_OPTIMIZERS, OPTIMIZERS
+from policies.search import Plan, Search
+
+NUM_KNOWN = 3
+"""Sequences of a plan, without their first step, that the next search tries first."""
 
 
 class MPCPolicy:
-    """Chooses each action by the cross-entropy method over futures imagined in the environment's own world model.
+    """Chooses each action by a search over futures imagined in the environment's own world model.
 
-    Every iteration imagines its samples as one batch from the environment's present state, in latent space: no
-    picture is decoded. A plan is worth the mean of the environment's objective over its steps, and the next search
-    starts from the rest of the last plan.
+    Every round of a search imagines its samples as one batch of forks of the environment's present state, in latent
+    space: no picture is decoded. The next search starts from the rest of the last plan.
 
     Args:
-        env: an astra-env environment with a `Box` action space, wrapped or not.
+        env: an astra-env environment with a `Box` or `Discrete` action space, wrapped or not.
         horizon: steps that a plan looks ahead.
+        optimizer: a name of `OPTIMIZERS`, or of `DISCRETE_OPTIMIZERS` where actions are numbers.
+        score: what a plan is worth, by default the mean of the environment's objective over its steps.
         num_samples: plans imagined at once.
-        num_iterations: rounds of sampling for one action.
-        num_elites: plans that the next round is drawn around.
+        num_iterations: rounds of sampling for one action, at most.
         std_scale: initial standard deviation as a share of half the range of each action field.
+        num_inference_steps: denoising steps of the search, None for the environment's own; few make a draft.
+        budget_ms: time for one action: no round begins that is not expected to end within it. There is at least one.
+        verify: so many of the best plans are imagined again, under `verify_noises` noises that the search has not
+            seen, and their mean value decides; 0 trusts the search.
+        verify_noises: noises of the verification.
+        verify_steps: denoising steps of the verification, None for the environment's own.
+        clock: tells the time in seconds.
+        options: of the optimiser, such as `num_elites` or `temperature`.
     """
 
     def __init__(
@@ -33,53 +51,143 @@ class MPCPolicy:
         env: gymnasium.Env[Any, Any],
         *,
         horizon: int = 4,
+        optimizer: str = "cem",
+        score: Score = mean_reward,
         num_samples: int = 32,
         num_iterations: int = 3,
-        num_elites: int = 6,
         std_scale: float = 0.5,
+        num_inference_steps: int | None = None,
+        budget_ms: float | None = None,
+        verify: int = 0,
+        verify_noises: int = 2,
+        verify_steps: int | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        **options: Any,
     ) -> None:
-        space = env.action_space
-        if not isinstance(space, gymnasium.spaces.Box):
-            raise ValueError(f"MPCPolicy plans continuous actions, expected a Box action space, got {space}")
-        self.env, self.horizon = env, horizon
-        self._search = {"num_samples": num_samples, "num_iterations": num_iterations, "num_elites": num_elites}
-        self._low, self._high = torch.from_numpy(space.low), torch.from_numpy(space.high)
-        self._std = (std_scale * (self._high - self._low) / 2).expand(horizon, -1)
+        self.world: AstraEnv = _imagined(env)
+        table = DISCRETE_OPTIMIZERS if self._discrete else OPTIMIZERS
+        if optimizer not in table:
+            space = self.world.action_space
+            raise ValueError(f"optimizer is {optimizer!r}, expected one of {sorted(table)} for the actions {space}.")
+        inspect.signature(table[optimizer]).bind(None, None, **options)  # a wrong option is told now
+        self._optimize, self._options = table[optimizer], options
+        self.horizon, self.score, self.budget_ms, self.clock = horizon, score, budget_ms, clock
+        self.num_samples, self.num_iterations = num_samples, num_iterations
+        self.verify, self.verify_noises = verify, verify_noises
+        own = self.world.sampling
+        self._draft = own if num_inference_steps is None else {**own, "num_inference_steps": num_inference_steps}
+        self._final = own if verify_steps is None else {**own, "num_inference_steps": verify_steps}
+        self._low, self._high, self._mean, self._std = self._first_guess(std_scale)
         self.plan: Plan | None = None
         self.reset()
+
+    @property
+    def _discrete(self) -> bool:
+        return isinstance(self.world.action_space, gymnasium.spaces.Discrete)
+
+    def _first_guess(self, std_scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Bounds (A,), mean and standard deviation (horizon, A) before anything is known."""
+        space = self.world.action_space
+        if isinstance(space, gymnasium.spaces.Discrete):  # one field a choice, which is 1 where it is taken
+            low, high = torch.zeros(int(space.n)), torch.ones(int(space.n))
+            mean, std = high / int(space.n), low
+        else:
+            assert isinstance(space, gymnasium.spaces.Box)  # there is no third kind
+            low, high = torch.from_numpy(space.low), torch.from_numpy(space.high)
+            mean, std = (low + high) / 2, std_scale * (high - low) / 2
+        return low, high, mean.repeat(self.horizon, 1), std.repeat(self.horizon, 1)
 
     def reset(self, seed: int | None = None) -> MPCPolicy:
         """Forgets the last plan and restarts the random numbers; call it when an episode begins."""
         self._generator = torch.Generator().manual_seed(0 if seed is None else seed)
-        self._noise_seed = 0
-        self._mean = ((self._low + self._high) / 2).expand(self.horizon, -1)
+        self._verify_seconds = 0.0
         self.plan = None
         return self
 
-    def act(self, observation: Any) -> np.ndarray:
-        """Plans from the environment's present state and returns the first action, float32 (A,).
+    def act(self, observation: Any) -> Any:
+        """Plans from the environment's present state and returns the first action: float32 (A,), or a number.
 
         The observation is not looked at: the state that the environment imagines from says more. The whole plan
         stays in `self.plan`.
         """
+        began = self.clock()
         # All plans of a search share their noise, so that they differ by their actions only; it is the planner's own
         # and not the noise that the environment goes on to draw.
-        self._noise_seed = int(torch.randint(2**31, (), generator=self._generator))
+        noise = self._seeds(1)
         with torch.no_grad():
-            plan = cem(
-                self._evaluate, self._mean, self._std, self._low, self._high, **self._search, generator=self._generator
+            plan = self._optimize(
+                lambda sequences: self._evaluate(sequences, noise, self._draft), self._search(began), **self._options
             )
-        self.plan = plan
-        self._mean = torch.cat([plan.mean[1:], plan.mean[-1:]])
-        return plan.actions[0].numpy().copy()
+            self.plan = self._verified(plan) if self.verify > 0 else plan
+        first = self.plan.actions[0].numpy()
+        return first.argmax() if self._discrete else first.copy()
 
-    def _evaluate(self, actions: Tensor) -> Tensor:
-        """Mean objective (N,) over the steps of plans (N, horizon, A), all imagined as one batch."""
-        env: Any = self.env.unwrapped
-        states = env.save_state().repeat(len(actions))
-        total = torch.zeros(len(actions))
-        generators = [torch.Generator().manual_seed(self._noise_seed) for _ in range(len(actions))]
-        for step in range(self.horizon):
-            states = env.world_model.step(states, actions[:, step], generators, **env.sampling)
-            total += env.objective(states).cpu()
-        return total / self.horizon
+    def _search(self, began: float) -> Search:
+        """Around what remains of the last plan, where there is one."""
+        mean, known, last = self._mean, None, self.plan
+        if last is not None:
+            mean, known = _later(last.mean), _later(last.candidates[:NUM_KNOWN])
+            if self._discrete:  # what was never chosen may be right one step later
+                mean = (mean + self._mean) / 2
+        return Search(
+            mean,
+            self._std,
+            self._low,
+            self._high,
+            self._generator,
+            num_samples=self.num_samples,
+            num_iterations=self.num_iterations,
+            num_kept=max(self.verify, NUM_KNOWN),
+            known=known,
+            keep_going=lambda done: self._time_for_one_more(began, done),
+        )
+
+    def _time_for_one_more(self, began: float, done: int) -> bool:
+        """Whether a further round, as long as those before, and a verification, as long as the last, end in time."""
+        if self.budget_ms is None:
+            return True
+        elapsed = self.clock() - began
+        return 1000 * (elapsed + elapsed / done + self._verify_seconds) <= self.budget_ms
+
+    def _verified(self, plan: Plan) -> Plan:
+        """The best plans, judged by the mean of their values under noises that are new to them."""
+        began, best = self.clock(), plan.candidates[: self.verify]
+        values = self._evaluate(best.repeat(self.verify_noises, 1, 1), self._seeds(self.verify_noises), self._final)
+        self._verify_seconds = self.clock() - began
+        return plan._replace(candidates=best).judged_anew(values.reshape(self.verify_noises, -1).mean(0))
+
+    def _evaluate(self, sequences: Tensor, seeds: Tensor, sampling: dict[str, Any]) -> Tensor:
+        """Scores (N,) of plans (N, horizon, A), imagined as one batch; seeds of noise each serve as many neighbours."""
+        actions = sequences @ self._choices if self._discrete else sequences
+        state, num = self.world.save_state(), len(actions)
+        seeds = seeds.repeat_interleave(num // len(seeds)).to(state.seeds)
+        states = [dataclasses.replace(state.repeat(num), seeds=seeds)]
+        for action in actions.unbind(1):
+            states.append(self.world.world_model.step(states[-1], action, **sampling))
+        return self.score(self.world, states[1:], actions).cpu()
+
+    @property
+    def _choices(self) -> Tensor:
+        """Physical actions (choices, A) that numbers stand for."""
+        return torch.from_numpy(self.world.physical(np.arange(len(self._low)), self._low.shape))
+
+    def _seeds(self, num: int) -> Tensor:
+        return torch.randint(2**31, (num,), generator=self._generator)
+
+
+def _imagined(env: gymnasium.Env[Any, Any]) -> AstraEnv:
+    """The imagined environment under any wrappers that leave its actions as they are."""
+    world = env.unwrapped
+    if not isinstance(world, AstraEnv):
+        raise ValueError(f"MPCPolicy plans in one imagined world, expected an environment of astra-env, got {env}.")
+    if env.action_space != world.action_space:
+        raise ValueError(
+            f"A wrapper has made the actions {env.action_space} of {world.action_space}, in which MPCPolicy plans; "
+            "give it the environment below that wrapper."
+        )
+    return world
+
+
+def _later(sequences: Tensor) -> Tensor:
+    """What remains of sequences (..., horizon, A) after their first step; the last step is done again."""
+    return torch.cat([sequences[..., 1:, :], sequences[..., -1:, :]], dim=-2)

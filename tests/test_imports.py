@@ -38,6 +38,7 @@ ANYWHERE = {"astra_env"}
 
 HEAVY = (
     "diffusers",
+    "ikpy",
     "mujoco",
     "nuscenes",
     "ray",

@@ -84,9 +84,23 @@ def _watch(out: str, step: int, rollout: Any) -> None:
             recording.log_frames({name: frames[num * index : num * (index + 1)] for name, frames in views.items()})
 
 
+def _add_fit_reward(parser: argparse.ArgumentParser) -> None:
+    from astra_env.training.fit_reward import FitRewardConfig
+
+    parser.add_argument("data", metavar="DATA", help="recorded episodes, success/ and failure/, or a CSV of file,label")
+    add_flags(parser, FitRewardConfig)
+
+
+def _fit_reward(options: argparse.Namespace) -> None:
+    from astra_env.training.fit_reward import FitRewardConfig, fit_reward
+
+    print(fit_reward(from_flags(FitRewardConfig, options)))
+
+
 COMMANDS: dict[str, Command] = {
     "train": Command("fit a world to recorded episodes; resumes when called again", _add_train, _train),
     "encode": Command("encode recordings once, as shards, on any number of GPUs", _add_encode, _encode),
     "finetune": Command("let a world go on learning on shards, on any number of GPUs", _add_finetune, _finetune),
+    "fit-reward": Command("learn a reward from labelled frames, in minutes", _add_fit_reward, _fit_reward),
     "distill": Command("fit a student that needs fewer denoising steps than its teacher", _add_distill, _distill),
 }

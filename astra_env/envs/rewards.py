@@ -1,4 +1,8 @@
-"""Rewards of imagined worlds: batched, differentiable functions of a WorldState, for environments and planners."""
+"""Rewards of imagined worlds: batched, differentiable functions of a WorldState, for environments and planners.
+
+Any function from a `WorldState` of B worlds to a `Reward` is one: ``gymnasium.make(id, reward=function)``. Those of the
+environments' own tasks are here; `astra_env.envs.reward_kit` has more, and sums of several.
+"""
 
 from __future__ import annotations
 
@@ -74,16 +78,20 @@ class PathReward:
 
     def __call__(self, state: WorldState) -> Reward:
         """Reward in [0, 1]."""
-        wanted = self.pose(state.num_steps)
-        place = state.poses[:, :3, 3] - wanted[:, :3, 3]
-        turn = wanted[:, :3, :3].transpose(1, 2) @ state.poses[:, :3, :3]
-        sines = torch.stack([turn[:, i, j] - turn[:, j, i] for i, j in ((2, 1), (0, 2), (1, 0))], dim=-1)
-        # a little is added under each root, so that gradients are finite on the path
-        distance, sine = (square.sum(-1).add(1e-12).sqrt() for square in (place.square(), (sines / 2).square()))
-        angle = torch.atan2(sine, (turn.diagonal(dim1=1, dim2=2).sum(-1) - 1) / 2)
+        distance, angle = pose_error(state.poses, self.pose(state.num_steps))
         value = 1 - (3 * (distance + 0.5 * angle)).tanh()
         reached = (state.num_steps >= self.num_steps) & (distance < ON_PATH[0]) & (angle < ON_PATH[1])
         return Reward(value.float(), reached, {"path_distance": distance, "path_angle": angle})
+
+
+def pose_error(poses: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Metres and radians (B,) from poses (B, 4, 4) to wanted ones (B, 4, 4) or (4, 4)."""
+    place = poses[:, :3, 3] - wanted[..., :3, 3]
+    turn = wanted[..., :3, :3].transpose(-2, -1) @ poses[:, :3, :3]
+    sines = torch.stack([turn[:, i, j] - turn[:, j, i] for i, j in ((2, 1), (0, 2), (1, 0))], dim=-1)
+    # a little is added under each root, so that gradients are finite where nothing is wrong
+    distance, sine = (square.sum(-1).add(1e-12).sqrt() for square in (place.square(), (sines / 2).square()))
+    return distance, torch.atan2(sine, (turn.diagonal(dim1=1, dim2=2).sum(-1) - 1) / 2)
 
 
 class GoalReward:

@@ -167,6 +167,15 @@ class AstraVectorEnv(ImaginedWorlds, VectorEnv[np.ndarray, np.ndarray, np.ndarra
             self._restart(info)
         return self._observations.copy(), values, terminations, truncations, self._told(info)
 
+    def end(self, rows: np.ndarray) -> None:
+        """Let the episodes of some rows (bool (N,)) be over, as a wrapper does that truncates them.
+
+        They begin anew as after any other end; ValueError with SAME_STEP, where that would have been before.
+        """
+        if self.autoreset_mode is AutoresetMode.SAME_STEP:
+            raise ValueError("Rows that begin anew in the same step cannot be ended after it; choose another mode.")
+        self._ended |= rows
+
     def _too_long(self, state: WorldState) -> np.ndarray:
         steps = state.num_steps.cpu().numpy()
         return steps >= (np.inf if self.max_episode_steps is None else self.max_episode_steps)

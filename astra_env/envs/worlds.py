@@ -102,6 +102,7 @@ class ImaginedWorlds:
         folder = domain_folder(self.world_model.folder, domain or spec.domain, self.modality)
         if domain is not None and (folder is None or folder.name != domain):
             raise ValueError(f"{world_model} has no recordings of {domain!r}; leave out domain, or train it on them.")
+        self.folder = folder  # what the checkpoint holds of the domain
         self._start_states = folder if start_states == "bundled" else Path(start_states)
         self._follows_path = spec.follows_path and reward is None
         if reward is None and folder is not None and (folder / REWARD_FILE).is_file() and not spec.follows_path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -31,36 +32,59 @@ def fit_rewards(
 
     Latents are (E, N + 1, C, h, w).
     """
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
-    flags = _flags(train)
-    model = RewardModel(latents.shape[2], latent_size=latents.shape[-1], num_flags=len(flags))
+    flags = torch.stack([flag.flatten().float() for flag in _flags(train).values()])
+    model = train_head(
+        latents.flatten(0, 1),
+        train.rewards.flatten(),
+        flags,
+        name=train.name,
+        num_steps=num_steps,
+        batch_size=batch_size,
+    )
+    report = reward_report(model, heldout_latents, heldout)
+    (folder / "rewards.json").write_text(json.dumps(report, indent=2) + "\n")
+    if report["reward_variance_explained"] > EXPLAINED:
+        model.save(folder)
+    return report
+
+
+def train_head(
+    latents: Tensor,
+    rewards: Tensor,
+    flags: Tensor,
+    *,
+    name: str,
+    seed: int = 0,
+    num_steps: int = 3000,
+    batch_size: int = 256,
+) -> RewardModel:
+    """A head for latents (N, C, h, w), their rewards (N,) in [0, 1] and their flags (F, N), each 0 or 1.
+
+    The seed decides on its first weights and on what it is shown; heads of different seeds make an ensemble.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    model = RewardModel(latents.shape[1], latent_size=latents.shape[-1], num_flags=len(flags))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
-    flat, rewards = latents.flatten(0, 1), train.rewards.flatten()
-    labels = torch.stack([flag.flatten().float() for flag in flags.values()])
-    for _ in tqdm(range(num_steps), desc=f"rewards of {train.name}", unit="step", mininterval=5):
-        index = torch.randint(len(flat), (batch_size,), generator=generator)
-        for place, label in enumerate(labels):  # what is rare is shown in a quarter of each batch
+    for _ in tqdm(range(num_steps), desc=f"rewards of {name}", unit="step", mininterval=5):
+        index = torch.randint(len(latents), (batch_size,), generator=generator)
+        for place, label in enumerate(flags):  # what is rare is shown in a quarter of each batch
             marked = torch.nonzero(label)[:, 0]
             if 0 < len(marked) < len(label) // 4:
                 part = slice(place * batch_size // 4, (place + 1) * batch_size // 4)
                 index[part] = marked[torch.randint(len(marked), (batch_size // 4,), generator=generator)]
         noise = 0.2 * torch.rand(batch_size, 1, 1, 1, generator=generator)  # imagined latents are a little off
-        inputs = flat[index] + noise * torch.randn(index.shape + flat.shape[1:], generator=generator)
+        inputs = latents[index] + noise * torch.randn(index.shape + latents.shape[1:], generator=generator)
         reward, *probabilities = model(inputs)
         loss = F.mse_loss(reward, rewards[index])
-        for probability, label in zip(probabilities, labels, strict=True):
+        for probability, label in zip(probabilities, flags, strict=True):
             loss = loss + 0.2 * F.binary_cross_entropy(probability, label[index])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-    report = reward_report(model.eval(), heldout_latents, heldout)
-    (folder / "rewards.json").write_text(json.dumps(report, indent=2) + "\n")
-    if report["reward_variance_explained"] > EXPLAINED:
-        model.save(folder)
-    return report
+    return model.eval()
 
 
 def _flags(episodes: Episodes) -> dict[str, Tensor]:
@@ -68,7 +92,7 @@ def _flags(episodes: Episodes) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def reward_report(model: RewardModel, latents: Tensor, episodes: Episodes) -> dict[str, float]:
+def reward_report(model: Callable[[Tensor], Sequence[Tensor]], latents: Tensor, episodes: Episodes) -> dict[str, float]:
     """Error of the reward, precision and recall of success and failure at probability 0.5, and their base rates."""
     outputs = [model(part) for part in latents.flatten(0, 1).split(512)]
     reward, *probabilities = (torch.cat(part) for part in zip(*outputs, strict=True))
