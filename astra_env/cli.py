@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import typing
 from collections.abc import Sequence
 
-from astra_env.commands import Command, data, training
+from astra_env.commands import Command, data, run_command, training
 from astra_env.envs import ENVIRONMENTS
 
 # Spinning OpenMP threads slow a small model down many times over on a machine that does anything else; it has to
@@ -18,22 +17,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command; what a user can put right is told in one sentence, with exit code 2."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(prog="astra-env", description=__doc__)
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=command.help, description=command.help)
-        if arguments[:1] == [name]:
-            command.add_options(subparser)
-    options = parser.parse_args(arguments)
-    try:
-        COMMANDS[options.command].run(options)
-    except (FloatingPointError, ImportError, OSError, RuntimeError, ValueError) as error:
-        print(f"astra-env {options.command}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"\nastra-env {options.command}: interrupted", file=sys.stderr)
-        sys.exit(130)
+    run_command("astra-env", str(__doc__), COMMANDS, arguments)
 
 
 def _list(options: argparse.Namespace) -> None:

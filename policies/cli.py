@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from astra_env.commands import Command
+from astra_env.commands import Command, run_command
 from astra_env.envs import ENVIRONMENTS
 from astra_env.flags import add_flags, from_flags
 
@@ -20,22 +19,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command; what a user can put right is told in one sentence, with exit code 2."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(prog="astra-policy", description=__doc__)
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=command.help, description=command.help)
-        if arguments[:1] == [name]:
-            command.add_options(subparser)
-    options = parser.parse_args(arguments)
-    try:
-        COMMANDS[options.command].run(options)
-    except (FloatingPointError, ImportError, OSError, RuntimeError, ValueError) as error:
-        print(f"astra-policy {options.command}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"\nastra-policy {options.command}: interrupted", file=sys.stderr)
-        sys.exit(130)
+    run_command("astra-policy", str(__doc__), COMMANDS, arguments)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
