@@ -50,9 +50,7 @@ class FolderDataset(ClipReader):
         time: column of the seconds since the first frame, for rows at other times than the frames; None takes "time" or
             "timestamp" where there are more or fewer rows than frames.
         fps: frames in a second, for pictures, and in place of what videos say.
-        frame_size: see `ClipReader`.
-        num_frames: see `ClipReader`.
-        cache_gb: see `ClipReader`.
+        options: those of `ClipReader`.
     """
 
     convention = Convention(
@@ -71,11 +69,9 @@ class FolderDataset(ClipReader):
         split: str | None = None,
         time: str | None = None,
         fps: float | None = None,
-        frame_size: tuple[int, int] | None = None,
-        num_frames: int | None = None,
-        cache_gb: float = 20.0,
+        **options: Any,
     ) -> None:
-        super().__init__(root, frame_size=frame_size, num_frames=num_frames, cache_gb=cache_gb)
+        super().__init__(root, **options)
         if split not in (None, *SPLITS):
             raise ValueError(f"split is {split!r}, expected one of {SPLITS} or None.")
         if fps is not None and fps <= 0:

@@ -28,9 +28,7 @@ class MinariDataset(ClipReader):
         columns: what the columns mean; None if `columns.json` in the root tells the fields.
         image: place of the pictures, such as ``observation/pixels``; None if there are no others.
         fps: frames in a second; None if the environment is registered here and tells its render_fps.
-        frame_size: see `ClipReader`.
-        num_frames: see `ClipReader`.
-        cache_gb: see `ClipReader`.
+        options: those of `ClipReader`.
     """
 
     convention = Convention(
@@ -48,11 +46,9 @@ class MinariDataset(ClipReader):
         columns: ActionColumns | None = None,
         image: str | None = None,
         fps: float | None = None,
-        frame_size: tuple[int, int] | None = None,
-        num_frames: int | None = None,
-        cache_gb: float = 20.0,
+        **options: Any,
     ) -> None:
-        super().__init__(root, frame_size=frame_size, num_frames=num_frames, cache_gb=cache_gb)
+        super().__init__(root, **options)
         if self.files.remote is not None:
             raise ValueError(f"{root} lies elsewhere, and Minari reads local folders; fetch it with minari download.")
         try:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,12 +37,9 @@ class MultiCamVideoDataset(ClipReader):
     def __init__(
         self,
         root: str | os.PathLike[str],
-        *,
-        frame_size: tuple[int, int] | None = None,
-        num_frames: int | None = None,
-        cache_gb: float = 20.0,
+        **options: Any,
     ) -> None:
-        super().__init__(root, frame_size=frame_size, num_frames=num_frames, cache_gb=cache_gb)
+        super().__init__(root, **options)
         self._videos = [name for scene in _SCENES for name in self.files.glob(f"{scene}/videos/cam*.mp4")]
         if not self._videos:
             raise FileNotFoundError(

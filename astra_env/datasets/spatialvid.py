@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +26,7 @@ class SpatialVIDDataset(ClipReader):
     Args:
         root: the folder that holds videos and annotations, or its address.
         scale: metres for one unit of the tracks, which have none of their own.
-        frame_size: see `ClipReader`.
-        num_frames: see `ClipReader`.
-        cache_gb: see `ClipReader`.
+        options: those of `ClipReader`.
     """
 
     convention = Convention(
@@ -43,11 +42,9 @@ class SpatialVIDDataset(ClipReader):
         root: str | os.PathLike[str],
         *,
         scale: float = 1.0,
-        frame_size: tuple[int, int] | None = None,
-        num_frames: int | None = None,
-        cache_gb: float = 20.0,
+        **options: Any,
     ) -> None:
-        super().__init__(root, frame_size=frame_size, num_frames=num_frames, cache_gb=cache_gb)
+        super().__init__(root, **options)
         self.scale = scale
         videos = by_stem(self.files.glob("videos/*/*.mp4"))
         folders = [name.rpartition("/")[0] for name in self.files.glob("annotations/*/*/poses.npy")]
