@@ -167,8 +167,9 @@ def _speed(options: argparse.Namespace) -> None:
 
 
 def _gpu(options: argparse.Namespace) -> None:
+    from astra_env.writing import write_json
     from benchmarks.gpu import gpu, render_gpu
-    from benchmarks.writing import rounded, write_json
+    from benchmarks.writing import rounded
 
     results = gpu()
     write_json(options.out, rounded(results))

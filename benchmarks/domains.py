@@ -17,6 +17,7 @@ from torch import Tensor
 
 from astra_env.actions import ACTION_MODALITIES
 from astra_env.models import WorldModel
+from astra_env.writing import write_json
 from benchmarks.domain_pictures import save_strips
 from benchmarks.domain_table import DOMAINS, Domain, EstimatorSizes, Follower, make_follower
 from benchmarks.imagination import (
@@ -43,7 +44,7 @@ from benchmarks.rare import (
 )
 from benchmarks.routing import expert_use, wrong_routing
 from benchmarks.runtime import machine
-from benchmarks.writing import rounded, write_json
+from benchmarks.writing import rounded
 
 HORIZONS = (1, 2, 5, 10)
 STEP_COUNTS = (1, 2, 4)

@@ -17,12 +17,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from astra_env.models import WorldModel
+from astra_env.writing import write_json
 from benchmarks.imagination import START, Bench, load_bench, open_loop, open_loop_frames, recorded_frames
 from benchmarks.metrics import PerceptualFeatures, psnr
 from benchmarks.pose_estimator import estimator_report, trained_pose_estimator
 from benchmarks.robot_following import DIRECTIONS, RobotFollower, load_workspace
 from benchmarks.runtime import latency, machine, rollout_report
-from benchmarks.writing import rounded, write_json
+from benchmarks.writing import rounded
 
 GUIDANCE_DIRECTIONS = tuple(name for name, (axis, _) in DIRECTIONS.items() if axis in (0, 1, 2, 6))
 GUIDANCE_SCALES, STEP_COUNTS = (1.0, 1.5, 2.0, 3.0), (1, 2, 4, 8)

@@ -25,8 +25,9 @@ from astra_env.datasets.columns import ActionColumns
 from astra_env.datasets.lerobot_writer import write_lerobot
 from astra_env.datasets.reader import ClipReader
 from astra_env.video import write_video
+from astra_env.writing import write_json
 from benchmarks.runtime import machine
-from benchmarks.writing import rounded, write_json
+from benchmarks.writing import rounded
 
 CLIP_FRAMES, FPS = 33, 20.0
 COLUMNS = ActionColumns("camera", meaning="poses", translation=("x", "y", "z"))

@@ -21,8 +21,9 @@ from tqdm import tqdm
 import astra_env  # noqa: F401  registers the ids
 from astra_env import geometry
 from astra_env.simulators import make_simulator
+from astra_env.writing import write_json
 from benchmarks.runtime import machine
-from benchmarks.writing import number, percent, rounded, table, write_json
+from benchmarks.writing import number, percent, rounded, table
 from policies.evaluate import bootstrap_interval, share_interval
 from policies.mpc import MPCPolicy
 

@@ -19,6 +19,7 @@ import torch
 
 from astra_env.models import WorldModel
 from astra_env.models.checkpoint import fastest_dtype
+from astra_env.writing import write_json
 from benchmarks.runtime import machine, resident_mb
 from benchmarks.speed_sides import (
     ENVIRONMENT,
@@ -35,7 +36,7 @@ from benchmarks.speed_sides import (
     stepping,
     vector_step,
 )
-from benchmarks.writing import rounded, write_json
+from benchmarks.writing import rounded
 
 STEPS, GUIDANCE = 50, 2.0
 """The reference's default: so many denoising steps, two passes each."""

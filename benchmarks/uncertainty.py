@@ -25,8 +25,9 @@ from astra_env.models import WorldModel, WorldState
 from astra_env.models.reward_model import FILE_NAME as REWARD_FILE
 from astra_env.models.reward_model import RewardModel
 from astra_env.training.episodes import Episodes, load_episodes
+from astra_env.writing import write_json
 from benchmarks.runtime import machine
-from benchmarks.writing import new_figure, number, rounded, table, write_figure, write_json
+from benchmarks.writing import new_figure, number, rounded, table, write_figure
 
 START = 4
 """Chunks that a world is told before it imagines."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +20,6 @@ def rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.5g}") if np.isfinite(value) else None
     return value
-
-
-def write_json(path: Path, results: dict[str, Any]) -> None:
-    """The file appears under its name only when complete."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
-    os.replace(partial, path)
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from astra_env.actions import ACTION_MODALITIES, ActionModality
 from astra_env.datasets.recorded import RecordedDataset
 from astra_env.flags import flag
+from astra_env.writing import write_json
 from policies.agents import nearest_keys
 
 WEIGHTS, CONFIG = "policy.safetensors", "clone.json"
@@ -99,8 +100,7 @@ class ClonedPolicy:
         save_file(tensors, folder / f"{WEIGHTS}.partial")
         os.replace(folder / f"{WEIGHTS}.partial", folder / WEIGHTS)
         described = {"modality": self.modality.name, **self.modality.to_json(), **told}
-        (folder / f"{CONFIG}.partial").write_text(json.dumps(described, indent=2) + "\n")
-        os.replace(folder / f"{CONFIG}.partial", folder / CONFIG)
+        write_json(folder / CONFIG, described)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, keys: bool = False, device: str = "cpu") -> ClonedPolicy:

@@ -12,6 +12,7 @@ from typing import Any
 from astra_env.commands import Command, run_command
 from astra_env.envs import ENVIRONMENTS
 from astra_env.flags import add_flags, from_flags
+from astra_env.writing import write_json
 
 # It has to be said before torch loads; see astra_env.cli.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -75,14 +76,10 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     results = evaluate_both(options)
-    text = json.dumps(results, indent=2)
-    print(text)
+    print(json.dumps(results, indent=2))
     if options.out:
-        path = Path(options.out)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(text + "\n")
-        os.replace(partial, path)
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+        write_json(options.out, results)
 
 
 def evaluate_both(options: argparse.Namespace) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 import astra_env  # noqa: F401  registers the ids
 from astra_env.envs import ENVIRONMENTS
 from astra_env.flags import flag
+from astra_env.writing import write_json
 from policies.evaluate import evaluate
 from policies.sb3 import ALGORITHMS, LatentFeatures, SB3Policy, SB3VecEnv, VecMonitor, load, save
 
@@ -223,6 +223,4 @@ def _write_config(config: TrainPolicyConfig, out: Path) -> None:
         if changed:
             told = ", ".join(f"{name} = {before.get(name)!r}" for name in changed)
             raise ValueError(f"{out} has a run with {told}; go on with the same, or choose another folder.")
-    partial = path.with_name(f"{CONFIG}.partial")
-    partial.write_text(json.dumps(described, indent=2) + "\n")
-    os.replace(partial, path)
+    write_json(path, described)

@@ -20,7 +20,7 @@ MODULES = {
 # Lower layers first; parts of one layer do not import each other.
 LAYERS = (
     # astra_env.envs itself is the light table of ids, and start states are a file format.
-    ("astra_env.geometry", "astra_env.flags", "astra_env.envs", "astra_env.envs.start_states"),
+    ("astra_env.geometry", "astra_env.flags", "astra_env.writing", "astra_env.envs", "astra_env.envs.start_states"),
     ("astra_env.kinematics",),
     ("astra_env.actions",),
     ("astra_env.video",),

@@ -29,6 +29,7 @@ from astra_env.datasets.overlay import write_overlay
 from astra_env.datasets.reader import ClipReader
 from astra_env.datasets.resample import CHUNK_FRAMES, frames_needed, to_episode
 from astra_env.flags import flag
+from astra_env.writing import write_json
 
 OVERLAY_CLIPS, CHECKED_CLIPS = 4, 64
 
@@ -158,9 +159,9 @@ def ingest(config: IngestConfig, source: Source, confirm: Callable[[Path], bool]
     if not counts["train"]:
         raise ValueError(f"{config.data}: no episode came of it; {failed[0] if failed else 'nothing is long enough'}")
     if columns := source.columns:
-        _write_json(out / "columns.json", columns)  # what another import of such data can be told
-    _write_json(out / "report.json", report.to_json() | {"not_read": failed})
-    _write_json(out / "dataset.json", _manifest(config, source, shown[0], counts))
+        write_json(out / "columns.json", columns)  # what another import of such data can be told
+    write_json(out / "report.json", report.to_json() | {"not_read": failed})
+    write_json(out / "dataset.json", _manifest(config, source, shown[0], counts))
     return out / "dataset.json"
 
 
@@ -267,9 +268,3 @@ def _convention(source: Source) -> dict[str, str]:
 
 def _name(root: str) -> str:
     return Path(root.rstrip("/")).name or "own"
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)

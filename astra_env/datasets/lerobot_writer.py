@@ -17,6 +17,7 @@ from astra_env import geometry
 from astra_env.actions import ACTION_MODALITIES, ActionModality
 from astra_env.datasets.clip import Clip
 from astra_env.video import write_video
+from astra_env.writing import write_json
 
 CAMERA = "observation.images.main"
 STATE = "observation.state"
@@ -96,10 +97,8 @@ def _write(root: Path, clips: Iterable[Clip], robot_type: str) -> None:
     _write_tables(root / "meta", episodes, tasks)
     num_frames = episodes[-1]["dataset_to_index"]
     totals = {"total_episodes": len(episodes), "total_frames": num_frames, "total_tasks": len(tasks)}
-    _write_json(
-        root / "meta/info.json", _info(first, robot_type) | totals | {"splits": {"train": f"0:{len(episodes)}"}}
-    )
-    _write_json(root / "meta/stats.json", _statistics(tables, pictures))
+    write_json(root / "meta/info.json", _info(first, robot_type) | totals | {"splits": {"train": f"0:{len(episodes)}"}})
+    write_json(root / "meta/stats.json", _statistics(tables, pictures))
 
 
 def _place(number: int) -> dict[str, int]:
@@ -232,7 +231,3 @@ def _write_tables(meta: Path, episodes: list[dict[str, Any]], tasks: dict[str, i
     described = [{"name": n, "field_name": n, "pandas_type": p, "numpy_type": d, "metadata": None} for n, p, d in kinds]
     pandas = {"index_columns": ["task"], "column_indexes": [], "columns": described}
     parquet.write_table(table.replace_schema_metadata({"pandas": json.dumps(pandas)}), meta / "tasks.parquet")
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=4, ensure_ascii=False), encoding="utf-8")

@@ -51,6 +51,21 @@ def _fields(feature: str, start: int, stop: int) -> tuple[str, ...]:
     return tuple(f"{feature}_{index}" for index in range(start, stop))
 
 
+def _deltas(names: tuple[str, ...], gripper: str, opened: float = 0.0, closed: float = 1.0) -> ActionColumns:
+    """Motions in metres and roll, pitch, yaw until the next frame, of six columns."""
+    translation, rotation = names[:3], names[3:]
+    return ActionColumns(
+        meaning="deltas",
+        translation=translation,
+        rotation=rotation,
+        rotation_kind="rpy",
+        gripper=gripper,
+        gripper_open=opened,
+        gripper_closed=closed,
+    )
+
+
+_OPEN_X = (*_fields("action/world_vector", 0, 3), *_fields("action/rotation_delta", 0, 3))
 _BRIDGE_STATE = ActionColumns(
     translation=_fields("observation/state", 0, 3),
     rotation=_fields("observation/state", 3, 6),
@@ -71,43 +86,21 @@ KNOWN: Mapping[str, SetRow] = {
     "bridge_dataset": SetRow(
         fps=5.0,
         image="observation/image_0",
-        columns=ActionColumns(
-            meaning="deltas",
-            translation=_fields("action", 0, 3),
-            rotation=_fields("action", 3, 6),
-            rotation_kind="rpy",
-            gripper="action_6",
-            gripper_open=1.0,
-            gripper_closed=0.0,
-        ),
+        columns=_deltas(_fields("action", 0, 6), "action_6", opened=1.0, closed=0.0),
         state=_BRIDGE_STATE,
     ),
     # the same in Open X-Embodiment
     "bridge": SetRow(
         fps=5.0,
         image="observation/image",
-        columns=ActionColumns(
-            meaning="deltas",
-            translation=_fields("action/world_vector", 0, 3),
-            rotation=_fields("action/rotation_delta", 0, 3),
-            rotation_kind="rpy",
-            gripper="action/open_gripper",
-            gripper_open=1.0,
-            gripper_closed=0.0,
-        ),
+        columns=_deltas(_OPEN_X, "action/open_gripper", opened=1.0, closed=0.0),
         state=_BRIDGE_STATE,
     ),
     # RT-1
     "fractal20220817_data": SetRow(
         fps=3.0,
         image="observation/image",
-        columns=ActionColumns(
-            meaning="deltas",
-            translation=_fields("action/world_vector", 0, 3),
-            rotation=_fields("action/rotation_delta", 0, 3),
-            rotation_kind="rpy",
-            gripper="gripper",
-        ),
+        columns=_deltas(_OPEN_X, "gripper"),
         state=ActionColumns(
             translation=_fields("observation/base_pose_tool_reached", 0, 3),
             rotation=_fields("observation/base_pose_tool_reached", 3, 7),

@@ -21,6 +21,7 @@ from torch import Tensor
 from astra_env.envs.rewards import RewardFunction
 from astra_env.envs.worlds import ImaginedWorlds
 from astra_env.models import WorldState
+from astra_env.writing import write_json
 
 FILE_NAME = "uncertainty.json"
 SEED_STEP = 2**31
@@ -110,9 +111,7 @@ class Calibration:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write uncertainty.json, beside what a checkpoint holds of a domain."""
-        partial = Path(folder) / (FILE_NAME + ".partial")
-        partial.write_text(json.dumps({"raw": self.raw, "error": self.error}, indent=2) + "\n")
-        os.replace(partial, Path(folder) / FILE_NAME)
+        write_json(Path(folder) / FILE_NAME, {"raw": self.raw, "error": self.error})
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Calibration:

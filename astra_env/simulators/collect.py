@@ -22,6 +22,7 @@ from tqdm import tqdm
 from astra_env.actions import ACTION_MODALITIES
 from astra_env.simulators import CHUNK_FRAMES, FPS, FRAME_SIZE
 from astra_env.simulators.recording import Recording
+from astra_env.writing import write_json
 
 NUM_CHUNKS = 24
 HELDOUT_SEED = 1_000_000
@@ -105,7 +106,7 @@ def collect(
             for _ in tqdm(done, total=len(jobs), unit="episode", mininterval=5):
                 pass
     manifest = out / "dataset.json"
-    _write(manifest, json.dumps(_manifest(domain, out, seed, num_chunks), indent=2).encode())
+    write_json(manifest, _manifest(domain, out, seed, num_chunks))
     return manifest
 
 
@@ -191,9 +192,3 @@ def _manifest(domain: str, out: Path, seed: int, num_chunks: int) -> dict[str, A
         "modality": {"name": modality.name} | modality.to_json(),
         "versions": _versions(recording),
     }
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import shutil
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,6 +26,7 @@ from astra_env.training.episodes import Episodes, encode_episodes, load_episodes
 from astra_env.training.loop import Trainer
 from astra_env.training.walkers import Recipe, Walkers
 from astra_env.training.world_model import make_tracks, open_loop_psnr
+from astra_env.writing import write_json
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def distill(config: DistillConfig) -> Path:
     """Train the student, resuming what an earlier call began; returns the checkpoint folder OUT/checkpoint."""
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "distill_config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    write_json(out / "distill_config.json", dataclasses.asdict(config))
     teacher = WorldModel.from_pretrained(config.teacher, config.device, torch.float32)
     student = copy.deepcopy(teacher).train()
     student.transformer.requires_grad_(True)

@@ -36,10 +36,10 @@ from astra_env.training.shards import (
     ClipEntry,
     prompt_name,
     weights_digest,
-    write_json,
     write_shard,
 )
 from astra_env.video import resize_frames
+from astra_env.writing import write_json
 
 
 @dataclass(frozen=True)

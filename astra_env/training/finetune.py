@@ -25,10 +25,11 @@ from astra_env.training.lora import add_lora, merge_lora
 from astra_env.training.parallel import Denoiser, Run, make_accelerator
 from astra_env.training.recipes import FinetuneConfig, FinetuneRecipe, scheduled
 from astra_env.training.rollouts import Rollout, heldout_clips, imagine_clip, summary
-from astra_env.training.shards import Shards, write_json
+from astra_env.training.shards import Shards
 from astra_env.training.trainable import checkpoint_blocks, train_only
 from astra_env.training.windows import Batch, WindowRecipe, Windows, check_encoder
 from astra_env.training.world_model import sampling_after_training
+from astra_env.writing import write_json
 
 Watch = Callable[[int, Rollout], None]
 """Is shown each rollout, with the step that it belongs to, in one process."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from astra_env.models.reward_model import RewardModel
 from astra_env.training.episodes import Episodes, encode_episodes, load_episodes
 from astra_env.training.rewards import reward_report, train_head
 from astra_env.video import read_image, read_video, resize_frames
+from astra_env.writing import write_json
 
 LABELS = {"success": 1.0, "failure": 0.0}
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -99,9 +98,7 @@ def _write(heads: Sequence[RewardModel], report: dict[str, float], out: Path) ->
         folder = out / f"head_{index}" if index else out
         folder.mkdir(parents=True, exist_ok=True)
         head.save(folder)
-    partial = out / "rewards.json.partial"
-    partial.write_text(json.dumps(report, indent=2) + "\n")
-    os.replace(partial, out / "rewards.json")
+    write_json(out / "rewards.json", report)
 
 
 # Reading

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from astra_env.models.reward_model import RewardModel
 from astra_env.training.episodes import Episodes
+from astra_env.writing import write_json
 
 EXPLAINED = 0.2
 """Share of the reward's variance from which on a head is worth keeping: some rewards cannot be seen in a picture."""
@@ -42,7 +42,7 @@ def fit_rewards(
         batch_size=batch_size,
     )
     report = reward_report(model, heldout_latents, heldout)
-    (folder / "rewards.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(folder / "rewards.json", report)
     if report["reward_variance_explained"] > EXPLAINED:
         model.save(folder)
     return report

@@ -62,13 +62,6 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     os.replace(partial, path)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """One JSON file, there whole or not at all; several processes may write the same."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
-
-
 class Shards:
     """What `astra-env encode` wrote to a folder.
 

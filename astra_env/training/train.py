@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from astra_env.training.episodes import Episodes, encode_episodes, load_episodes
 from astra_env.training.rewards import fit_rewards
 from astra_env.training.walkers import Recipe
 from astra_env.training.world_model import fit_world_model, make_tracks, sampling_after_training
+from astra_env.writing import write_json
 
 BUDGETS = {"cpu": (6000, 16000), "gpu": (20000, 100000)}  # autoencoder steps, transformer steps
 TRAINABLE = ("all", "new")
@@ -105,7 +105,7 @@ def train(config: TrainConfig) -> Path:
     _check(config)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "train_config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    write_json(out / "train_config.json", dataclasses.asdict(config))
     datasets = [load_episodes(root, "train", frame_size=config.frame_size) for root in config.data]
     heldout = [load_episodes(root, "heldout", frame_size=config.frame_size) for root in config.data]
     _check_names(datasets, config.data)
