@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -77,7 +78,7 @@ class ClipReader(ABC):
             ValueError: naming file and row, where something is missing, torn or of another version.
         """
 
-    @property
+    @functools.cached_property
     def windows(self) -> list[tuple[int, int, int]]:
         """Recording, first frame and end of each clip."""
         if self.num_frames is None:
