@@ -6,8 +6,9 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path("benchmarks/results/first_light.json")
 
@@ -51,6 +52,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     clips = commands.add_parser("loading", help="clips a second from video files, against decoding them whole")
     clips.add_argument("--out", type=Path, default=RESULTS.with_name("loading.json"), help="results file")
     clips.add_argument("--readme", type=Path, help="Markdown file whose part about loading is replaced")
+    compared = commands.add_parser(
+        "policies", help="policies in the real simulator, learned and planned in imagination"
+    )
+    compared.add_argument("--runs", type=Path, required=True, help="folder of ID/imagination and ID/simulator runs")
+    compared.add_argument("--ids", nargs="+", required=True, help="environment ids")
+    compared.add_argument("--out", type=Path, default=RESULTS.with_name("policies.json"), help="results file")
+    compared.add_argument("--world-model", default="astra-tiny", help="bundled name or checkpoint folder")
+    compared.add_argument("--quick", action="store_true", help="a few of everything, to see that it works")
+    compared.add_argument("--readme", type=Path, help="Markdown file whose part about policies is replaced")
+    learns = commands.add_parser("learning", help="steps a second of PPO, native worlds against SyncVectorEnv")
+    learns.add_argument("--out", type=Path, default=RESULTS.with_name("learning.json"), help="results file")
+    learns.add_argument("--quick", action="store_true", help="a few of everything, to see that it works")
     _add_domains(commands)
     options = parser.parse_args(arguments)
     run = {
@@ -61,7 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "speed": _speed,
         "gpu": _gpu,
         "loading": _loading,
+        "learning": _learning,
         "planning": _planning,
+        "policies": _policies,
         "uncertainty": _uncertainty,
     }
     try:
@@ -124,22 +139,34 @@ def _domains(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from benchmarks.domains_report import render_domains
+    from benchmarks.learning import render_learning
     from benchmarks.loading import render_loading
+    from benchmarks.planning import render_planning
+    from benchmarks.policies import render_policies
     from benchmarks.report import save_plot, update_readme
     from benchmarks.speed_report import render_speed, save_speed_plot
+    from benchmarks.uncertainty import render_uncertainty
     from benchmarks.writing import replace_marked
 
     results = json.loads(options.results.read_text())
-    if "domains" in results:
-        replace_marked(options.readme, "domains", render_domains(results))
-    elif "clips_per_s" in results:
-        replace_marked(options.readme, "loading", render_loading(results))
-    elif "sweep" in results:
-        replace_marked(options.readme, "speed", render_speed(results))
-        save_speed_plot(options.results.with_suffix(".png"), results)
-    else:
+    # what only the results of one benchmark have, the part of the Markdown file, and what writes it
+    kinds: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+        "num_samples": ("uncertainty", render_uncertainty),
+        "domains": ("domains", render_domains),
+        "clips_per_s": ("loading", render_loading),
+        "sweep": ("speed", render_speed),
+        "environments": ("policies", render_policies),
+        "observations": ("learning", render_learning),
+        "tasks": ("planning", render_planning),
+    }
+    kind = next((kind for key, kind in kinds.items() if key in results), None)
+    if kind is None:
         update_readme(options.readme, results)
         save_plot(options.results.with_suffix(".png"), results)
+    else:
+        replace_marked(options.readme, kind[0], kind[1](results))
+    if "sweep" in results:
+        save_speed_plot(options.results.with_suffix(".png"), results)
     print(f"{options.readme} shows the figures of {options.results}.")
 
 
@@ -191,6 +218,27 @@ def _planning(options: argparse.Namespace) -> None:
 
     print(render_planning(planning(options.out, options.episodes, options.seed, world_model=options.world_model)))
     print(f"\nWritten: {options.out}.")
+
+
+def _learning(options: argparse.Namespace) -> None:
+    from benchmarks.learning import QUICK, Sizes, learning, render_learning
+
+    text = render_learning(learning(options.out, QUICK if options.quick else Sizes()))
+    print(f"{text}\n\nWritten: {options.out}.")
+
+
+def _policies(options: argparse.Namespace) -> None:
+    from benchmarks.policies import QUICK, Sizes, policies, render_policies
+    from benchmarks.writing import around_markers, replace_marked
+
+    if options.readme is not None:
+        around_markers(options.readme, "policies")
+    sizes = QUICK if options.quick else Sizes()
+    results = policies(options.runs, options.ids, options.out, sizes, options.world_model)
+    text = render_policies(results)
+    if options.readme is not None:
+        replace_marked(options.readme, "policies", text)
+    print(f"{text}\n\nWritten: {options.out}.")
 
 
 def _loading(options: argparse.Namespace) -> None:

@@ -4,6 +4,9 @@ A goal is the picture after one random action was held for a few steps in the si
 takes a few more steps than that: before each, the imagined world begins anew from all real frames so far, a plan is
 made in it, and its first action is taken in the simulator. What counts is the real pose at the end. The agent knows
 pictures and the actions it took, and no pose.
+
+A plan is worth what its imagined latents look like: near the goal in metres and radians, as the checkpoint's goal model
+reads them off (`astra-env fit-goal`), or by the distance of the latents themselves.
 """
 
 from __future__ import annotations
@@ -16,16 +19,23 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import astra_env  # noqa: F401  registers the ids
 from astra_env import geometry
+from astra_env.envs.goal_kit import LearnedGoal
+from astra_env.envs.rewards import RewardFunction
+from astra_env.models import WorldState
+from astra_env.models.goal_model import FILE_NAME, GoalModel
 from astra_env.simulators import make_simulator
 from astra_env.writing import write_json
 from benchmarks.runtime import machine
 from benchmarks.writing import number, percent, rounded, table
 from policies.evaluate import bootstrap_interval, share_interval
 from policies.mpc import MPCPolicy
+from policies.objectives import Score
 
 HISTORY_STEPS = 2
 """Random actions before the start: their frames are known to the agent."""
@@ -46,6 +56,11 @@ class Task:
         metres, radians = separation(pose, goal)
         return metres < self.metres and radians < self.radians
 
+    def reward(self, model: GoalModel, env: Any, picture: np.ndarray) -> LearnedGoal:
+        """What a plan to a picture (H, W, 3) is judged by: what is left of the way, in multiples of the limits."""
+        radians = self.radians if np.isfinite(self.radians) else None
+        return LearnedGoal(model, env.unwrapped.world_model, picture, metres=self.metres, radians=radians)
+
 
 TASKS = {
     "robot": Task("Astra-RT1-v0", metres=0.03),
@@ -55,14 +70,16 @@ TASKS = {
 PLAN: dict[str, Any] = {"horizon": 3, "num_samples": 32, "num_iterations": 3}
 """What all planners have in common unless an agent says otherwise."""
 PLANNERS: dict[str, dict[str, Any]] = {
-    **{name: {"optimizer": name} for name in ("random_shooting", "cem", "icem", "mppi", "gradient_ascent")},
-    "icem, best 6 verified": {"optimizer": "icem", "verify": 6, "verify_noises": 4},
+    "icem": {"optimizer": "icem"},
+    "icem, distance of latents": {"optimizer": "icem", "learned": False},
+    "mppi": {"optimizer": "mppi"},
+    "gradient_ascent": {"optimizer": "gradient_ascent", "num_samples": 8, "num_iterations": 6},
 }
-"""Agent -> options of `MPCPolicy`."""
-BUDGETS_MS = (250, 500, 1000, 2000, 4000)
+"""Agent -> options of `MPCPolicy`, and whether the goal model judges its plans where there is one."""
+BUDGETS_MS = (250, 500, 1000, 2000)
 BUDGET_PLAN: dict[str, Any] = {"horizon": 2, "num_samples": 16, "num_iterations": 1000}
 """Short rounds, and more of them than any budget has time for."""
-BUDGETED = ("random_shooting", "icem")
+BUDGETED = ("icem",)
 """Optimisers that are given less and less time."""
 
 
@@ -90,9 +107,17 @@ class Outcome:
 
 
 class Planner:
-    """Chooses actions by planning in an imagined world that begins anew from the real frames before each of them."""
+    """Chooses actions by planning in an imagined world that begins anew from the real frames before each of them.
 
-    def __init__(self, env: gymnasium.Env[Any, Any], seed: int, **options: Any) -> None:
+    Plans are judged by the mean of a goal's reward over their steps, or of the environment's own, so that the earlier a
+    plan arrives, the better it is.
+    """
+
+    def __init__(
+        self, env: gymnasium.Env[Any, Any], seed: int, goal: RewardFunction | None = None, **options: Any
+    ) -> None:
+        if goal is not None:
+            options["score"] = judged_by(goal)
         self.env, self.policy = env, MPCPolicy(env, **PLAN | options).reset(seed=seed)
 
     def act(self, frames: np.ndarray, actions: np.ndarray, picture: np.ndarray, outcome: Outcome) -> np.ndarray:
@@ -115,6 +140,15 @@ class RandomActor:
     def act(self, *_: Any) -> np.ndarray:
         """A uniform action."""
         return self.rng.uniform(self.space.low, self.space.high).astype(np.float32)
+
+
+def judged_by(reward: RewardFunction) -> Score:
+    """The mean of a reward over the steps of a plan."""
+
+    def score(env: Any, states: Sequence[WorldState], actions: Tensor) -> Tensor:
+        return torch.stack([reward(state).value for state in states]).mean(0)
+
+    return score
 
 
 def separation(pose: np.ndarray, goal: np.ndarray) -> tuple[float, float]:
@@ -191,26 +225,29 @@ def measure(
     """Random actions and all planners on one task, one goal a seed."""
     env: Any = gymnasium.make(task.env_id, world_model=world_model)
     simulator: Any = make_simulator(task.env_id)
+    model = goal_model(env)
     goals = [make_goal(simulator, task, seed) for seed in tqdm(seeds, desc=f"goals of {task.env_id}", unit="goal")]
     apart = [separation(goal.start, goal.pose) for goal in goals]
-    agents = {
-        "random actions": summary(
-            [
-                pursue(simulator, task, goal, RandomActor(simulator.action_space, seed))
-                for goal, seed in zip(goals, seeds, strict=True)
-            ]
-        )
-    }
+    pairs = list(zip(goals, seeds, strict=True))
+    chance = [pursue(simulator, task, goal, RandomActor(simulator.action_space, seed)) for goal, seed in pairs]
+    agents = {"random actions": summary(chance)}
     for name, options in planners.items():
-        agents[name] = summary(
-            [
-                pursue(simulator, task, goal, Planner(env, seed, **options))
-                for goal, seed in zip(tqdm(goals, desc=name, unit="goal"), seeds, strict=True)
-            ]
-        )
+        outcomes = []
+        for goal, seed in tqdm(pairs, desc=name, unit="goal"):
+            chosen = {key: value for key, value in options.items() if key != "learned"}
+            judge = task.reward(model, env, goal.picture) if model and options.get("learned", True) else None
+            outcomes.append(pursue(simulator, task, goal, Planner(env, seed, judge, **chosen)))
+        agents[name] = summary(outcomes)
     simulator.close()
     metres, radians = np.median(np.array(apart), axis=0).tolist()
-    return {"start_metres": metres, "start_radians": radians, "agents": agents}
+    return {"start_metres": metres, "start_radians": radians, "goal_model": model is not None, "agents": agents}
+
+
+def goal_model(env: Any) -> GoalModel | None:
+    """That of the domain's folder, where the checkpoint has one."""
+    folder = env.unwrapped.folder
+    known = folder is not None and (folder / FILE_NAME).is_file()
+    return GoalModel.load(folder, env.unwrapped.world_model.device) if known else None
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -49,7 +49,8 @@ class Expert:
 _BEHAVIOURS = "astra_env.simulators"
 EXPERTS: dict[str, Expert] = {
     "Astra-RT1-v0": Expert(f"{_BEHAVIOURS}.robot_behaviours:scripted_behaviour", {}),
-    "Astra-NuScenes-v0": Expert(f"{_BEHAVIOURS}.driving_behaviours:follow_behaviour", {}),
+    "Astra-RT1-Reach-v0": Expert(f"{_BEHAVIOURS}.robot_behaviours:reach_behaviour", {}, drawn=False),
+    "Astra-NuScenes-v0": Expert(f"{_BEHAVIOURS}.driving_behaviours:lane_behaviour", {}, drawn=False),
     "Astra-Sekai-v0": Expert(f"{_BEHAVIOURS}.exploration_behaviours:visit_behaviour", {"goal": True}),
     "Astra-SpatialVID-v0": Expert(f"{_BEHAVIOURS}.exploration_behaviours:visit_behaviour", {"goal": True}),
     "Astra-MultiCam-v0": Expert(f"{_BEHAVIOURS}.multicam_behaviours:tracking_behaviour", {}, drawn=False),
@@ -164,17 +165,25 @@ def load_lerobot(
 
 
 def load_policy(
-    name: str, environment: str, world: LastInfo, *, algorithm: str | None = None, task: str = ""
+    name: str,
+    environment: str,
+    world: LastInfo,
+    *,
+    algorithm: str | None = None,
+    task: str = "",
+    world_model: str = "astra-tiny",
 ) -> Policy:
     """A policy by name, for one world.
 
     Args:
-        name: "random"; "expert"; "module:function" of an observation, or a `Policy` there; a zip of Stable-Baselines3;
-            the folder of a cloned policy or of `astra-policy train`; "lerobot:" and a folder or hub id.
+        name: "random"; "expert"; "mpc", which plans in imagination; "module:function" of an observation, or a
+            `Policy` there; a zip of Stable-Baselines3; the folder of a cloned policy or of `astra-policy train`;
+            "lerobot:" and a folder or hub id.
         environment: the id.
         world: what it is to act in.
         algorithm: of the zip, where its run does not say ("ppo", "sac", "td3", "dqn").
         task: what a policy of LeRobot is told to do.
+        world_model: what "mpc" plans in, a bundled name or checkpoint folder.
 
     Raises:
         ValueError: there is no such policy.
@@ -184,6 +193,10 @@ def load_policy(
         return RandomPolicy(space)
     if name == "expert":
         return ExpertPolicy(environment, world)
+    if name == "mpc":
+        from policies.replanning import ReplanningPolicy
+
+        return ReplanningPolicy(gymnasium.make(environment, world_model=world_model, observation="latent"), world)
     if name.startswith("lerobot:"):
         assert isinstance(space, gymnasium.spaces.Box)
         return load_lerobot(name.removeprefix("lerobot:"), space, task=task)
@@ -196,23 +209,31 @@ def load_policy(
     try:
         return as_policy(resolve_name(name))
     except (AttributeError, ImportError, ValueError) as error:
-        known = "'random', 'expert', module:function, a .zip, a folder or lerobot:ID"
+        known = "'random', 'expert', 'mpc', module:function, a .zip, a folder or lerobot:ID"
         raise ValueError(f"policy is {name!r}, expected {known} ({error}).") from error
 
 
 def policy_observation(name: str) -> str:
     """What a policy sees, "frame" or "latent", by the configuration of the run that made it; "frame" if unknown."""
-    path = Path(name)
-    config = (path.parent if path.suffix == ".zip" else path) / "policy_config.json"
-    return str(json.loads(config.read_text())["observation"]) if config.is_file() else "frame"
+    return str(_run_config(Path(name)).get("observation", "frame"))
+
+
+def _run_config(path: Path) -> dict[str, Any]:
+    """The configuration of the run that wrote a zip, or of the run in a folder; empty if unknown."""
+    # a run's checkpoints lie in a folder of theirs
+    for folder in path.parents[:2] if path.suffix == ".zip" else (path,):
+        if (config := folder / "policy_config.json").is_file():
+            told: dict[str, Any] = json.loads(config.read_text())
+            return told
+    return {}
 
 
 def _trained(path: Path, algorithm: str | None, space: gymnasium.spaces.Space[Any]) -> Policy:
     from policies.sb3 import SB3Policy, load
+    from policies.train import acting_space
 
-    config = path.parent / "policy_config.json"
-    if algorithm is None and config.is_file():
-        algorithm = json.loads(config.read_text())["algorithm"]
+    config = _run_config(path)
+    algorithm = algorithm or config.get("algorithm")
     if algorithm is None:
         raise ValueError(f"{path} does not say its algorithm; name it with --algorithm.")
-    return SB3Policy(load(path, algorithm), space)
+    return SB3Policy(load(path, algorithm), acting_space(space, config.get("limits")))

@@ -59,7 +59,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("environment", choices=list(ENVIRONMENTS), help="in which worlds")
     parser.add_argument(
         "policy",
-        help="random, expert, module:function of an observation, a zip of Stable-Baselines3, a folder of "
+        help="random, expert, mpc, module:function of an observation, a zip of Stable-Baselines3, a folder of "
         "astra-policy train or clone, or lerobot: and a folder or hub id",
     )
     parser.add_argument("--algorithm", help="of the zip, where its folder does not say: ppo, sac, td3 or dqn")
@@ -100,7 +100,14 @@ def evaluate_both(options: argparse.Namespace) -> dict[str, Any]:
         world_model: Any = imagined.get_wrapper_attr("world_model") if seen == "latent" else None
         worlds["simulator"] = make_real(options.environment, world_model)
     for name, world in worlds.items():
-        policy = load_policy(options.policy, options.environment, world, algorithm=options.algorithm, task=options.task)
+        policy = load_policy(
+            options.policy,
+            options.environment,
+            world,
+            algorithm=options.algorithm,
+            task=options.task,
+            world_model=options.world_model,
+        )
         evaluation = evaluate(world, policy, options.episodes, options.seed, progress=True)
         results[name] = evaluation.to_json(ENVIRONMENTS[options.environment].max_episode_steps)
         world.close()

@@ -87,6 +87,7 @@ class Evaluation:
             "kept_return_interval": list(bootstrap_interval(kept)),
             "mean_length": float(self.lengths.mean()),
             "returns": self.returns.tolist(),
+            "kept_returns": kept.tolist(),
             "successes": self.successes.tolist(),
             "lengths": self.lengths.tolist(),
         }

@@ -42,13 +42,14 @@ class SB3VecEnv(VecEnv):
     new beginning is in ``reset_infos``. ``TimeLimit.truncated`` tells rows whose time was up from those that ended by
     themselves, whose value is not bootstrapped.
 
-    Actions of a bounded `Box` are given in [-1, 1], since the fields of a physical action differ in size; numbers of
-    keys stay as they are. ``seed`` and ``set_options`` hold for the next `reset`, as in Stable-Baselines3; options are
-    `AstraEnv`'s, one dictionary a row. Attributes and methods are those of the vector environment, for any row.
+    Actions of a bounded `Box` are given in [-1, 1], since the fields of a physical action differ in size, as shares of
+    ``acting`` where that is narrower than the environment's; numbers of keys stay as they are. ``seed`` and
+    ``set_options`` hold for the next `reset`, as in Stable-Baselines3; options are `AstraEnv`'s, one dictionary a row.
+    Attributes and methods are those of the vector environment, for any row.
     """
 
-    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
-        self.env, self._space = env, env.single_action_space
+    def __init__(self, env: VectorEnv[Any, Any, Any], acting: Box | None = None) -> None:
+        self.env, self._space = env, acting or env.single_action_space
         # A row can only be begun anew on its own where the environment does so itself or lets itself be told to.
         self._same_step = env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
         space = self._space
@@ -177,11 +178,14 @@ def rescaled(
 class LatentFeatures(BaseFeaturesExtractor):
     """Latents (B, C, h, w) -> features (B, features_dim), for ``policy_kwargs={"features_extractor_class": ...}``.
 
-    "CnnPolicy" is for pictures: its first convolution is as large as a whole latent.
+    "CnnPolicy" is for pictures: its first convolution is as large as a whole latent. While it learns, noise of standard
+    deviation ``noise`` is added, from torch's global generator as Stable-Baselines3's own: real latents are not quite
+    as imagined ones.
     """
 
-    def __init__(self, observation_space: Box, features_dim: int = 128, dim: int = 32) -> None:
+    def __init__(self, observation_space: Box, features_dim: int = 128, dim: int = 32, *, noise: float = 0.2) -> None:
         super().__init__(observation_space, features_dim)
+        self.noise = noise
         channels, height, width = observation_space.shape
         self.layers = nn.Sequential(
             nn.Conv2d(channels, dim, 3, padding=1),
@@ -196,6 +200,8 @@ class LatentFeatures(BaseFeaturesExtractor):
 
     def forward(self, observations: Tensor) -> Tensor:
         """See the class."""
+        if self.training and self.noise:
+            observations = observations + self.noise * torch.randn_like(observations)
         return self.layers(observations)
 
 

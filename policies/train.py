@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,23 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 
 import astra_env  # noqa: F401  registers the ids
 from astra_env.envs import ENVIRONMENTS
+from astra_env.envs.reward_kit import LearnedReward
+from astra_env.envs.worlds import load_world_model
 from astra_env.flags import flag
 from astra_env.writing import write_json
 from policies.evaluate import evaluate
 from policies.sb3 import ALGORITHMS, LatentFeatures, SB3Policy, SB3VecEnv, VecMonitor, load, save
+from policies.worlds import SuccessAlone, make_real
 
 CONFIG, LOG, POLICY, BEST = "policy_config.json", "evaluations.jsonl", "policy.zip", "best.zip"
+CHECKPOINTS = "checkpoints"
+"""Folder of the policies at every evaluation, STEP.zip, without what they replay."""
+LEARN_EVERY = 16
+"""Steps of all worlds together between two rounds of learning of what replays."""
 
 _REPLAYING = {"batch_size": 128, "gradient_steps": 4, "learning_starts": 1000, "buffer_size": 50_000, "n_steps": 3}
 HYPERPARAMETERS: dict[str, dict[str, Any]] = {
@@ -30,7 +38,7 @@ HYPERPARAMETERS: dict[str, dict[str, Any]] = {
     "td3": {**_REPLAYING, "tau": 0.01},
     "dqn": {**_REPLAYING, "target_update_interval": 1000, "exploration_fraction": 0.2},
 }
-"""Algorithm -> what differs from Stable-Baselines3's defaults; what replays learns 4 times in a step of all worlds."""
+"""Algorithm -> what differs from Stable-Baselines3's defaults; what replays learns 4 times in ``LEARN_EVERY``."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +51,20 @@ class Recipe:
     learning_rate: float = 3e-4
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     """On top of ``HYPERPARAMETERS``, where the algorithm is the recipe's."""
+    limits: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """Low and high of what is learned to do, within the id's bounds: what no task needs is not explored either."""
+
+
+def _limits(*largest: float, gripper: float | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """As far to either side; of a gripper, from open to so far closed."""
+    closed = () if gripper is None else (gripper,)
+    return (*(-value for value in largest), *(0.0 for _ in closed)), (*largest, *closed)
 
 
 RECIPES: dict[str, Recipe] = {
     "Astra-RT1-v0": Recipe("sac", 0.95),
-    "Astra-NuScenes-v0": Recipe("sac", 0.95),
+    "Astra-RT1-Reach-v0": Recipe("sac", 0.9, limits=_limits(0.05, 0.05, 0.05, 0.05, 0.05, 0.05, gripper=0.2)),
+    "Astra-NuScenes-v0": Recipe("sac", 0.95, limits=_limits(0.15, 3.0)),
     "Astra-Sekai-v0": Recipe("sac", 0.95),
     "Astra-SpatialVID-v0": Recipe("dqn", 0.95),
     "Astra-MultiCam-v0": Recipe("sac", 0.9),
@@ -62,8 +79,13 @@ class TrainPolicyConfig:
     out: str = flag(dataclasses.MISSING, "folder of the run; what an earlier call began there goes on")
     algorithm: str | None = flag(None, "'ppo', 'sac', 'td3' or 'dqn'; the recipe of the id")
     world_model: str = flag("astra-tiny", "bundled name or checkpoint folder")
+    where: str = flag("imagination", "'imagination', or 'simulator' to compare with: its own starts and rewards")
     observation: str = flag("latent", "'latent', or 'frame' for policies that see pictures")
-    num_worlds: int = flag(16, "worlds imagined at once")
+    start_states: str = flag("bundled", "npz of clips that imagined episodes begin from (`astra-env starts`)")
+    episode_steps: int = flag(20, "steps until an episode begins anew elsewhere")
+    reward: str | None = flag(None, "folder of heads that `astra-env fit-reward` wrote; the world's own reward")
+    pessimism: float = flag(1.0, "standard deviations of those heads that count against what they say")
+    num_worlds: int = flag(16, "worlds at once")
     steps: int = flag(100_000, "of all worlds together")
     learning_rate: float | None = flag(None, "of the policy; the recipe of the id")
     gamma: float | None = flag(None, "discount of a reward one step later; the recipe of the id")
@@ -96,9 +118,12 @@ class KeptSuccess(VectorWrapper):
 def train_policy(config: TrainPolicyConfig) -> Path:
     """Learn a policy in imagined worlds, going on with what an earlier call began; returns OUT/policy.zip.
 
-    OUT has the best policy by its evaluations in imagination (best.zip), the evaluations (evaluations.jsonl), the
-    configuration, and curves for TensorBoard. A run that goes on has its weights, optimisers, number of steps and
-    replayed steps again; its worlds begin anew, with seeds of their own.
+    OUT has the best policy by its evaluations (best.zip), the evaluations (evaluations.jsonl), the policy at each of
+    them (checkpoints/STEP.zip), the configuration, and curves for TensorBoard. Evaluations are whole episodes from the
+    bundled start states, in imagination, even where a run learns in the simulator: nothing real chooses a policy.
+
+    A run that goes on has its weights, optimisers, number of steps and replayed steps again; its worlds begin anew,
+    with seeds of their own.
     """
     config = completed(config)
     out = Path(config.out)
@@ -129,25 +154,56 @@ def completed(config: TrainPolicyConfig) -> TrainPolicyConfig:
         raise ValueError(f"algorithm is {algorithm!r}, expected {fitting}, for {config.environment}.")
     if config.observation not in ("latent", "frame"):
         raise ValueError(f"observation is {config.observation!r}, expected 'latent' or 'frame'.")
+    if config.where not in ("imagination", "simulator"):
+        raise ValueError(f"where is {config.where!r}, expected 'imagination' or 'simulator'.")
+    if min(config.num_worlds, config.episode_steps) < 1:
+        told = f"num_worlds is {config.num_worlds} and episode_steps {config.episode_steps}"
+        raise ValueError(f"{told}, expected at least 1 each.")
+    if config.where == "simulator" and config.num_worlds > 1 and ENVIRONMENTS[config.environment].domain == "driving":
+        raise ValueError(f"num_worlds is {config.num_worlds}, expected 1: a process has one simulator of driving.")
     given = {"algorithm": algorithm, "gamma": config.gamma or recipe.gamma}
     return dataclasses.replace(config, **given, learning_rate=config.learning_rate or recipe.learning_rate)  # type: ignore[arg-type]
 
 
 def make_worlds(config: TrainPolicyConfig) -> VecMonitor:
     """The worlds of a completed configuration, as Stable-Baselines3 takes them."""
-    env = gymnasium.make_vec(
-        config.environment,
-        num_envs=config.num_worlds,
-        vectorization_mode="vector_entry_point",
-        autoreset_mode=AutoresetMode.DISABLED,
-        **_world_options(config),
-    )
+    env: VectorEnv[Any, Any, Any]
+    if config.where == "imagination":
+        env = gymnasium.make_vec(
+            config.environment,
+            num_envs=config.num_worlds,
+            vectorization_mode="vector_entry_point",
+            autoreset_mode=AutoresetMode.DISABLED,
+            max_episode_steps=config.episode_steps,
+            start_states=config.start_states,
+            **_world_options(config),
+        )
+    else:
+        make = functools.partial(_make_simulator, config)
+        env = SyncVectorEnv([make] * config.num_worlds, autoreset_mode=AutoresetMode.DISABLED)
     assert config.gamma is not None
-    return VecMonitor(SB3VecEnv(KeptSuccess(env, config.gamma)))
+    acting = acting_space(env.single_action_space, RECIPES[config.environment].limits)
+    return VecMonitor(SB3VecEnv(KeptSuccess(env, config.gamma), acting))
+
+
+def acting_space(space: Any, limits: Sequence[Sequence[float]] | None) -> Any:
+    """The part of an action space that lies within limits."""
+    if limits is None:
+        return space
+    low, high = (np.array(bound, np.float32) for bound in limits)
+    return Box(np.maximum(low, space.low), np.minimum(high, space.high))
+
+
+def _make_simulator(config: TrainPolicyConfig) -> gymnasium.Env[Any, Any]:
+    seen = load_world_model(config.world_model, config.device) if config.observation == "latent" else None
+    return SuccessAlone(make_real(config.environment, seen, num_steps=config.episode_steps))
 
 
 def _world_options(config: TrainPolicyConfig) -> dict[str, Any]:
-    return {"world_model": config.world_model, "observation": config.observation, "device": config.device}
+    options: dict[str, Any] = {name: getattr(config, name) for name in ("world_model", "observation", "device")}
+    if config.reward is not None:
+        options["reward"] = LearnedReward.load(config.reward, config.device, pessimism=config.pessimism)
+    return options
 
 
 def _model(config: TrainPolicyConfig, worlds: VecMonitor, out: Path) -> Any:
@@ -170,8 +226,13 @@ def _model(config: TrainPolicyConfig, worlds: VecMonitor, out: Path) -> Any:
         device=config.device,
         tensorboard_log=str(out / "tensorboard"),
         policy_kwargs={"features_extractor_class": LatentFeatures} if latents else {},
-        **HYPERPARAMETERS[algorithm] | dict(own),
+        **HYPERPARAMETERS[algorithm] | _rhythm(config) | dict(own),
     )
+
+
+def _rhythm(config: TrainPolicyConfig) -> dict[str, Any]:
+    """After how many steps of all worlds what replays learns, so that a step of few is worth as much as one of many."""
+    return {} if config.algorithm == "ppo" else {"train_freq": max(1, LEARN_EVERY // config.num_worlds)}
 
 
 class _Checkpoints:
@@ -180,7 +241,9 @@ class _Checkpoints:
     def __init__(self, model: Any, config: TrainPolicyConfig, out: Path) -> None:
         self._model, self._config, self._out = model, config, out
         self._world = gymnasium.make(config.environment, **_world_options(config))
-        self._policy = SB3Policy(model, self._world.action_space)
+        limits = RECIPES[config.environment].limits
+        self._policy = SB3Policy(model, acting_space(self._world.action_space, limits))
+        (out / CHECKPOINTS).mkdir(exist_ok=True)
         lines = (out / LOG).read_text().splitlines() if (out / LOG).is_file() else []
         # with success kept, as it is learned: what is solved early is not worth less
         self._best = max((json.loads(line)["mean_kept_return"] for line in lines), default=-np.inf)
@@ -207,6 +270,7 @@ class _Checkpoints:
         with (self._out / LOG).open("a") as file:
             file.write(json.dumps({"step": step, **told}) + "\n")
         save(model, self._out / POLICY, replay=True)
+        save(model, self._out / CHECKPOINTS / f"{step}.zip")
         if told["mean_kept_return"] > self._best:
             save(model, self._out / BEST)
             self._best = told["mean_kept_return"]
@@ -215,9 +279,14 @@ class _Checkpoints:
 
 def _write_config(config: TrainPolicyConfig, out: Path) -> None:
     """The configuration as OUT/policy_config.json; ValueError where the run there was begun with another one."""
-    described, path = dataclasses.asdict(config), out / CONFIG
+    limits = RECIPES[config.environment].limits
+    # as JSON has them, to be compared
+    described: dict[str, Any] = dataclasses.asdict(config) | {"limits": limits and [list(bound) for bound in limits]}
+    path = out / CONFIG
     if path.is_file():
-        free = {"steps", "out", "eval_every", "eval_episodes", "device", "num_worlds"}
+        free = {"steps", "out", "eval_every", "eval_episodes", "device"}
+        if config.algorithm == "ppo":  # what is replayed is kept by world
+            free.add("num_worlds")
         before = json.loads(path.read_text())
         changed = sorted(name for name in described.keys() - free if described[name] != before.get(name))
         if changed:

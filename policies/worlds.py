@@ -22,12 +22,14 @@ def make_imagined(environment: str, **options: Any) -> LastInfo:
     return LastInfo(gymnasium.make(environment, **options))
 
 
-def make_real(environment: str, world_model: WorldModel | None = None, **options: Any) -> LastInfo:
-    """The simulator of an id as a world of that length, which ends as the imagined one does.
+def make_real(
+    environment: str, world_model: WorldModel | None = None, *, num_steps: int | None = None, **options: Any
+) -> LastInfo:
+    """The simulator of an id as a world of ``num_steps``, by default the id's, which ends as the imagined one does.
 
     With a ``world_model``, it shows its latents; ``options`` go to the simulator.
     """
-    simulator: gymnasium.Env[Any, Any] = Ending(make_simulator(environment, **options), environment)
+    simulator: gymnasium.Env[Any, Any] = Ending(make_simulator(environment, **options), environment, num_steps)
     if world_model is not None:
         simulator = Latents(simulator, world_model)
     return LastInfo(simulator)
@@ -54,12 +56,13 @@ class LastInfo(gymnasium.Wrapper[Any, Any, Any, Any]):
 class Ending(gymnasium.Wrapper[Any, Any, Any, Any]):
     """A simulator, whose episodes never end, with the ends of an id: success, failure, and its number of steps.
 
-    Who follows a path is done at its end only, which is the last step.
+    Who follows a path, or is to stay somewhere, is done at the last step only.
     """
 
-    def __init__(self, simulator: gymnasium.Env[Any, Any], environment: str) -> None:
+    def __init__(self, simulator: gymnasium.Env[Any, Any], environment: str, num_steps: int | None = None) -> None:
         super().__init__(simulator)
         self._spec, self._num_steps = ENVIRONMENTS[environment], 0
+        self._last = self._spec.max_episode_steps if num_steps is None else num_steps
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """As the simulator's."""
@@ -70,8 +73,31 @@ class Ending(gymnasium.Wrapper[Any, Any, Any, Any]):
         """As the simulator's, with the ends."""
         observation, reward, _, _, info = self.env.step(action)
         self._num_steps += 1
-        over = bool(info["success"] or info.get("failure", False)) and not self._spec.follows_path
-        return observation, reward, over, self._num_steps >= self._spec.max_episode_steps, info
+        over = bool(info["success"] or info.get("failure", False))
+        over &= not (self._spec.follows_path or self._spec.dwells)
+        return observation, reward, over, self._num_steps >= self._last, info
+
+
+class SuccessAlone(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Tells no more than whether the task is solved, for many simulators in one `SyncVectorEnv`.
+
+    That puts what they tell into one array each, and simulators tell of scenes with different numbers of things.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """As the simulator's."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return observation, _success(info)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """As the simulator's."""
+        *outcome, info = self.env.step(action)
+        return *outcome, _success(info)
+
+
+def _success(info: dict[str, Any]) -> dict[str, Any]:
+    solved = bool(info["success"])
+    return {"success": solved, "is_success": solved}
 
 
 class Latents(gymnasium.Wrapper[Any, Any, Any, Any]):

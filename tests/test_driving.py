@@ -101,6 +101,28 @@ def test_following_stops_behind_a_standing_car():
         assert 0 < bicycle.info()["gap"] < 60
 
 
+def test_the_lane_is_kept_at_the_speed_that_earns_most():
+    bicycle = BicycleOnStraight()
+    bicycle.drive(driving.lane_behaviour, 60)
+    assert abs(bicycle.info()["speed"] - 12) < 0.5
+    same = BicycleOnStraight()
+    same.drive(driving.lane_behaviour, 60)
+    assert (same.pose == bicycle.pose).all()
+
+
+def test_bends_and_cars_ahead_slow_the_lane_keeper_down():
+    told = {"speed": 10.0, "gap": np.inf, "gap_speed": 0.0, "success": False}
+    ahead = np.linspace(3, 30, 6)
+    straight = np.stack([ahead, np.zeros(6)], axis=-1)
+    left = np.stack([12 * np.sin(ahead / 12), 12 * (1 - np.cos(ahead / 12))], axis=-1)  # of 12 m radius
+    steering, acceleration = driving.lane_behaviour({**told, "route": straight})
+    assert steering == pytest.approx(0) and acceleration > 0
+    steering, acceleration = driving.lane_behaviour({**told, "route": left})
+    assert steering > 0 and acceleration < 0
+    assert driving.bend_speed(np.arctan(driving._WHEELBASE / 12)) == pytest.approx(6)  # 3 m/s^2 = 6^2 / 12 m
+    assert driving.lane_behaviour({**told, "route": straight, "gap": 5.0})[1] < -2
+
+
 def test_ramming_runs_into_a_standing_car_and_backs_off():
     for seed in range(4):
         bicycle = BicycleOnStraight(gap=40.0)

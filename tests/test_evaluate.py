@@ -210,7 +210,7 @@ def test_policies_by_name(make, tmp_path):
     mine = load_policy("test_evaluate:towards_the_bright_side", "Astra-RT1-v0", world)
     assert mine.act(np.zeros((32, 32, 3), np.uint8)) in world.action_space
     for name in ("nobody", "numpy:nothing", str(tmp_path / "nowhere")):
-        with pytest.raises(ValueError, match="expected 'random', 'expert', module:function"):
+        with pytest.raises(ValueError, match="expected 'random', 'expert', 'mpc', module:function"):
             load_policy(name, "Astra-RT1-v0", world)
     (tmp_path / "some.zip").touch()
     with pytest.raises(ValueError, match="name it with --algorithm"):

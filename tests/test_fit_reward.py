@@ -8,10 +8,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tiny import save_checkpoint, write_dataset
+from tiny import random_actions, random_frames, save_checkpoint, seeded, write_dataset
 
 from astra_env.envs.reward_kit import LearnedReward
 from astra_env.models import WorldModel
+from astra_env.training.episodes import Episodes
 from astra_env.training.fit_reward import FitRewardConfig, fit_reward
 from astra_env.video import write_video
 
@@ -84,6 +85,40 @@ def test_recordings_bring_their_own_labels(world, tmp_path):
     report = fitted(world, data, tmp_path / "heads", num_steps=3, episodes=2)
     assert report["num_train_latents"] == 2 * 7 and report["num_latents"] == 2 * 7
     assert {"success_precision", "success_recall", "reward_variance_explained"} <= report.keys()
+
+
+def test_imagined_recordings_teach_and_test_too(world, tmp_path):
+    data = write_dataset(tmp_path / "data", num_train=3, num_heldout=2)
+    report = fitted(world, data, tmp_path / "heads", num_steps=3, imagined=True)
+    # of six chunks, the last two are imagined
+    assert report["num_train_latents"] == 3 * 7 + 3 * 2
+    assert report["num_latents"] == 2 * 7 and report["imagined_num_latents"] == 2 * 2
+    assert {"imagined_success_recall", "imagined_reward_variance_explained"} <= report.keys()
+    plain = fitted(world, data, tmp_path / "plain", num_steps=3)
+    assert not any(name.startswith("imagined") for name in plain)
+    weights = [(tmp_path / name / "reward_model.safetensors").read_bytes() for name in ("heads", "plain")]
+    assert weights[0] != weights[1]
+
+
+def test_pictures_cannot_be_imagined(world, folder, tmp_path):
+    with pytest.raises(ValueError, match="has pictures without actions"):
+        fitted(world, folder, tmp_path / "heads", imagined=True)
+
+
+def test_the_speed_of_cars_is_read(world, tmp_path, monkeypatch):
+    """Labels that only the recorded speed tells are learned."""
+    from astra_env.training import fit_reward as module
+
+    def cars(root, split, limit, *, frame_size):
+        speeds = 12 * torch.rand(8, 7, generator=seeded(len(split)))
+        frames, actions = random_frames(8, 25), random_actions(8, 6, modality="vehicle")
+        return Episodes("driving", "vehicle", frames, actions, speeds / 12, speeds > 9, speeds < 2, speeds)
+
+    monkeypatch.setattr(module, "load_episodes", cars)
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    report = fitted(world, tmp_path / "data", tmp_path / "heads", num_steps=150)
+    assert report["reward_variance_explained"] > 0.5 and "failure_recall" in report
+    assert LearnedReward.load(tmp_path / "heads").heads[0].reads_speed
 
 
 def test_a_world_takes_the_head_that_lies_in_its_domain(world, folder, tmp_path):

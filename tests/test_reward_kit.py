@@ -19,7 +19,7 @@ from astra_env.envs.reward_kit import (
     colours,
     from_function,
 )
-from astra_env.envs.rewards import GoalReward, Reward, TaskReward, joined
+from astra_env.envs.rewards import GoalReward, Reward, joined
 from astra_env.geometry import axis_angle_to_matrix, make_pose
 from astra_env.models import WorldState
 from astra_env.models.reward_model import RewardModel
@@ -37,9 +37,17 @@ def state(world_model) -> WorldState:
     return world_model.init_state(random_frames(B, 5), MODALITY)
 
 
-def head(seed: int, num_flags: int = 1) -> RewardModel:
+def head(seed: int, num_flags: int = 1, *, reads_speed: bool = False) -> RewardModel:
     torch.manual_seed(seed)
-    return RewardModel(dim=8, latent_size=4, num_flags=num_flags)
+    return RewardModel(dim=8, latent_size=4, num_flags=num_flags, reads_speed=reads_speed)
+
+
+def saying(*probabilities: float) -> RewardModel:
+    """A head that says the same of all latents: reward, success and, of two flags, failure."""
+    model = head(0, len(probabilities) - 1)
+    model.features[-1].weight.data.zero_()
+    model.features[-1].bias.data = torch.tensor(probabilities).logit()
+    return model
 
 
 def at(state: WorldState, poses: np.ndarray, speeds: list[float] | None = None) -> WorldState:
@@ -59,7 +67,7 @@ def flat(x: float, y: float, yaw: float = 0.0) -> np.ndarray:
 def test_one_head_is_the_task_and_several_are_their_mean(state):
     heads = [head(seed) for seed in range(3)]
     alone, together = LearnedReward(heads[:1])(state), LearnedReward(heads)(state)
-    assert torch.equal(alone.value, TaskReward(heads[0])(state).value)
+    assert torch.equal(alone.value, heads[0](state.newest)[0])
     assert alone.terms["reward_spread"].tolist() == [0.0] * B
     values = torch.stack([entry(state.newest)[0] for entry in heads])
     torch.testing.assert_close(together.value, values.mean(0))
@@ -74,6 +82,47 @@ def test_a_learned_failure_is_worth_nothing(state):
     model.features[-1].bias.data[1:] = torch.tensor([50.0, 50.0])
     reward = LearnedReward([model])(state)
     assert reward.value.tolist() == [0.0] * B and reward.done.all() and not reward.success.any()
+
+
+@pytest.mark.parametrize(
+    ("success", "failure", "pessimism", "solved", "failed"),
+    [
+        ((0.9, 0.3), (0.1, 0.1), 0.0, True, False),  # the mean is 0.6
+        ((0.9, 0.3), (0.1, 0.1), 1.0, False, False),  # less 0.3
+        ((0.6, 0.6), (0.1, 0.1), 1.0, True, False),  # where heads agree, nothing is taken off
+        ((0.1, 0.1), (0.2, 0.6), 0.0, False, False),  # the mean is 0.4
+        ((0.1, 0.1), (0.2, 0.6), 1.0, False, True),  # and 0.2
+        ((0.9, 0.9), (0.2, 0.6), 1.0, False, True),  # who may have failed has not solved it
+    ],
+)
+def test_doubt_counts_against_success_and_for_failure(state, success, failure, pessimism, solved, failed):
+    heads = [saying(0.5, *flags) for flags in zip(success, failure, strict=True)]
+    reward = LearnedReward(heads, pessimism=pessimism)(state)
+    assert reward.success.tolist() == [solved] * B and reward.done.tolist() == [solved or failed] * B
+    torch.testing.assert_close(reward.value, torch.full((B,), 0.0 if failed else 0.5))
+    torch.testing.assert_close(reward.terms["success_probability"], torch.full((B,), sum(success) / 2))
+    torch.testing.assert_close(reward.terms["failure_probability"], torch.full((B,), sum(failure) / 2))
+
+
+def test_what_ends_nothing_still_tells_success(state):
+    heads = [saying(0.5, 0.9)]
+    reward = LearnedReward(heads, ends=False)(state)
+    assert reward.success.all() and not reward.done.any() and LearnedReward(heads)(state).done.all()
+
+
+def test_heads_may_read_the_speed_of_the_worlds(state):
+    worlds = at(state, np.stack([np.eye(4)] * B), [0.0, 10.0, 20.0])
+    model, function = head(0, reads_speed=True), LearnedReward([head(0, reads_speed=True)])
+    torch.testing.assert_close(function(worlds).value, model(worlds.newest, worlds.speeds)[0])
+    assert (function(worlds).value != function(state).value).sum() == 2
+
+
+def test_one_head_has_gradients_though_it_has_no_spread(state):
+    latents = state.newest.clone().requires_grad_(True)
+    worlds = dataclasses.replace(state, latents=torch.cat([state.latents[:, :, :-1], latents[:, :, None]], 2))
+    for pessimism in (0.0, 1.0):
+        (gradient,) = torch.autograd.grad(LearnedReward([head(0)], pessimism=pessimism)(worlds).value.sum(), latents)
+        assert gradient.isfinite().all() and (gradient.flatten(1).abs().sum(1) > 0).all()
 
 
 def test_heads_are_read_as_they_were_written(tmp_path, state):

@@ -9,7 +9,8 @@ from tiny import MODALITY, random_actions, random_frames, tiny_world_model
 
 from astra_env.actions import ACTION_MODALITIES
 from astra_env.envs.paths import random_path
-from astra_env.envs.rewards import ON_PATH, GoalReward, PathReward, TaskReward, no_reward
+from astra_env.envs.reward_kit import LearnedReward
+from astra_env.envs.rewards import ON_PATH, GoalReward, PathReward, no_reward
 from astra_env.geometry import axis_angle_to_matrix, make_pose, matrix_to_axis_angle
 from astra_env.models import WorldState
 from astra_env.models.reward_model import RewardModel
@@ -26,17 +27,17 @@ def state(world_model) -> WorldState:
 
 
 @pytest.fixture(scope="module")
-def task() -> TaskReward:
+def task() -> LearnedReward:
     torch.manual_seed(0)
-    return TaskReward(RewardModel(dim=8, latent_size=4))
+    return LearnedReward([RewardModel(dim=8, latent_size=4)])
 
 
 def test_the_task_is_done_where_success_is_likelier_than_not(state, task):
     reward = task(state)
-    value, success = task.model(state.newest)
+    value, success = task.heads[0](state.newest)
     assert torch.equal(reward.value, value) and torch.equal(reward.done, success > 0.5)
-    assert set(reward.terms) == {"task_reward", "success_probability"}
-    bias = task.model.features[-1].bias.detach()
+    assert set(reward.terms) == {"task_reward", "success_probability", "reward_spread"}
+    bias = task.heads[0].features[-1].bias.detach()
     for shift, done in ((-50.0, False), (50.0, True)):
         kept = bias.clone()
         bias[1] = shift
@@ -50,11 +51,11 @@ def test_the_task_is_done_where_success_is_likelier_than_not(state, task):
 )
 def test_a_failure_ends_the_task_and_is_worth_nothing(state, success, failure, over, solved):
     torch.manual_seed(0)
-    task = TaskReward(RewardModel(dim=8, latent_size=4, num_flags=2))
-    task.model.features[-1].bias.data[1:] = torch.tensor([success, failure])
+    task = LearnedReward([RewardModel(dim=8, latent_size=4, num_flags=2)])
+    task.heads[0].features[-1].bias.data[1:] = torch.tensor([success, failure])
     reward = task(state)
     assert reward.done.tolist() == [over] * 3 and reward.success.tolist() == [solved] * 3
-    value, *probabilities = task.model(state.newest)
+    value, *probabilities = task.heads[0](state.newest)
     assert torch.equal(reward.value, torch.zeros(3) if failure > 0 else value)
     assert torch.equal(reward.terms["failure_probability"], probabilities[1])
 

@@ -180,6 +180,15 @@ def test_algorithms_learn_from_latents(make_vec, tmp_path, algorithm, environmen
     np.testing.assert_array_equal(actions, SB3Policy(model, env.env.single_action_space).act(seen))
 
 
+def test_latents_are_noisy_while_it_learns_alone():
+    torch.manual_seed(0)
+    space, latents = Box(-np.inf, np.inf, (16, 4, 4), np.float32), torch.randn(2, 16, 4, 4)
+    features, quiet = LatentFeatures(space, 16, 8), LatentFeatures(space, 16, 8, noise=0.0)
+    assert (features.train()(latents) != features(latents)).any()
+    assert torch.equal(features.eval()(latents), features(latents))
+    assert torch.equal(quiet.train()(latents), quiet(latents))
+
+
 def test_a_cnn_learns_from_frames(checkpoint, make_vec):
     """Frames of 32 by 32 are too small for the usual network; those of the bundled world are not."""
     env = SB3VecEnv(

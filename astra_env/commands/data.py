@@ -1,4 +1,4 @@
-"""Commands that make data: record, import, encode, export."""
+"""Commands that make data: record, import, cut start states, export."""
 
 from __future__ import annotations
 
@@ -132,8 +132,36 @@ def _export(options: argparse.Namespace) -> None:
     print(f"{options.out} holds {len(clips)} imagined episodes, {sum(len(clip.frames) for clip in clips)} frames.")
 
 
+def _add_starts(parser: argparse.ArgumentParser) -> None:
+    from astra_env.datasets.recorded import SPLITS
+
+    parser.add_argument("data", metavar="DATA", help="folder of recorded episodes")
+    parser.add_argument("--out", required=True, metavar="NPZ", help="file of the clips")
+    parser.add_argument("--count", type=int, default=2000, help="clips, of one episode each if there are (%(default)s)")
+    parser.add_argument(
+        "--split", default="train", choices=SPLITS, help="episodes that they are cut from (%(default)s)"
+    )
+    parser.add_argument("--frame-size", type=int, help="pixels a side of the world's frames, if not as recorded")
+
+
+def _starts(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from astra_env.training.bundle import start_states
+    from astra_env.training.episodes import load_episodes
+
+    limit = max(1, options.count)  # more episodes than clips are not read
+    starts = start_states(
+        load_episodes(options.data, options.split, limit, frame_size=options.frame_size), options.count
+    )
+    Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+    starts.save(options.out)
+    print(f"{options.out} holds {len(starts)} clips; begin with them: gymnasium.make(ID, start_states={options.out!r})")
+
+
 COMMANDS: dict[str, Command] = {
     "collect": Command("record episodes in the real simulator (needs: make simulators)", _add_collect, _collect),
     "ingest": Command("check other people's recordings and bring them into our layout", _add_ingest, _ingest),
+    "starts": Command("cut clips from recorded episodes for imagined ones to begin from", _add_starts, _starts),
     "export": Command("imagine episodes and write them as a LeRobot or RLDS data set", _add_export, _export),
 }

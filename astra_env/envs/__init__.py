@@ -18,6 +18,8 @@ class EnvironmentSpec:
         max_episode_steps: steps after which an episode is truncated.
         discrete: whether an action is the number of a set of keys (``astra_env.actions.DISCRETE_ACTIONS``).
         follows_path: whether the task is to follow a path of poses, drawn anew for each episode.
+        task: the folder in the domain's that holds the task's reward heads; the domain's own task if it is empty.
+        dwells: whether the task is to be where it is solved, so that only time ends an episode.
     """
 
     modality: str
@@ -28,6 +30,8 @@ class EnvironmentSpec:
     max_episode_steps: int = 50
     discrete: bool = False
     follows_path: bool = False
+    task: str = ""
+    dwells: bool = False
 
 
 _LEARNED = "A head that was trained on recorded episodes reads it off the newest latent, in [0, 1]: "
@@ -42,6 +46,16 @@ ENVIRONMENTS: dict[str, EnvironmentSpec] = {
         description="a robot arm at a table, moved by 7-DoF end-effector actions",
         rewards=f"{_LEARNED}up to 0.6 for being near the red cube and 0.2 for holding it; 1 when it is lifted.",
         episode_end="Terminates when the red cube is lifted.",
+    ),
+    "Astra-RT1-Reach-v0": EnvironmentSpec(
+        modality="end_effector",
+        domain="robot",
+        description="the robot arm of Astra-RT1-v0, which is to be at the red cube",
+        rewards=f"{_LEARNED}1 - tanh(8 d) at d metres from the middle of the gripper to that of the red cube; within "
+        "0.05 m, `info['success']` is true.",
+        episode_end="Nothing else ends an episode: the gripper is to stay there.",
+        task="reach",
+        dwells=True,
     ),
     "Astra-NuScenes-v0": EnvironmentSpec(
         modality="vehicle",

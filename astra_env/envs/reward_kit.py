@@ -29,33 +29,41 @@ class LearnedReward:
     """Reward, success and failure as heads learned them from labelled frames (`astra-env fit-reward`).
 
     Several heads that began from other weights agree where they know and differ where they guess: the reward is their
-    mean less ``pessimism`` times their standard deviation, at least 0.
+    mean less ``pessimism`` times their standard deviation, at least 0. Success is decided by its mean probability less
+    so much, failure by its own and so much; the terms tell the means. Both end the episode unless ``ends`` is false.
     """
 
-    def __init__(self, heads: Sequence[RewardModel], *, pessimism: float = 0.0) -> None:
+    def __init__(self, heads: Sequence[RewardModel], *, pessimism: float = 0.0, ends: bool = True) -> None:
         if not heads or len({len(head.features[-1].bias) for head in heads}) != 1:  # type: ignore[arg-type]
             raise ValueError(f"There are {len(heads)} heads, expected one or more, all of which know the same flags.")
-        self.heads, self.pessimism = list(heads), pessimism
+        self.heads, self.pessimism, self.ends = list(heads), pessimism, ends
 
     @classmethod
     def load(
-        cls, folder: str | os.PathLike[str], device: str | torch.device = "cpu", *, pessimism: float = 0.0
+        cls,
+        folder: str | os.PathLike[str],
+        device: str | torch.device = "cpu",
+        *,
+        pessimism: float = 0.0,
+        ends: bool = True,
     ) -> LearnedReward:
         """Read the heads that `fit_reward` wrote, or the one of a checkpoint's domain folder."""
         folders = [Path(folder), *sorted(Path(folder).glob("head_*"))]
-        return cls([RewardModel.load(entry, torch.device(device)) for entry in folders], pessimism=pessimism)
+        return cls([RewardModel.load(entry, torch.device(device)) for entry in folders], pessimism=pessimism, ends=ends)
 
     def __call__(self, state: WorldState) -> Reward:
         """Reward in [0, 1], 0 where the task has failed."""
-        outputs = torch.stack([torch.stack(head(state.newest)) for head in self.heads])  # (heads, 1 + flags, B)
+        outputs = torch.stack([torch.stack(head(state.newest, state.speeds)) for head in self.heads])
+        spread = outputs.std(0, correction=0)  # (1 + flags, B)
+        doubt = self.pessimism * spread
         value, success, *failure = outputs.mean(0)
-        spread = outputs[:, 0].std(0, correction=0)
-        terms = {"task_reward": value, "success_probability": success, "reward_spread": spread}
-        solved, failed = success > LIKELY, torch.zeros_like(success, dtype=torch.bool)
+        terms = {"task_reward": value, "success_probability": success, "reward_spread": spread[0]}
+        solved, failed = success - doubt[1] > LIKELY, torch.zeros_like(success, dtype=torch.bool)
         if failure:
-            terms["failure_probability"], failed = failure[0], failure[0] > LIKELY
-        cautious = (value - self.pessimism * spread).clamp(min=0) if self.pessimism else value
-        return Reward(cautious.where(~failed, 0.0), solved | failed, terms, solved & ~failed)
+            terms["failure_probability"], failed = failure[0], failure[0] + doubt[2] > LIKELY
+        cautious = (value - doubt[0]).clamp(min=0)
+        over = (solved | failed) & self.ends
+        return Reward(cautious.where(~failed, 0.0), over, terms, solved & ~failed)
 
 
 class PerceptualGoal:

@@ -1,7 +1,7 @@
 """Rewards of imagined worlds: batched, differentiable functions of a WorldState, for environments and planners.
 
-Any function from a `WorldState` of B worlds to a `Reward` is one: ``gymnasium.make(id, reward=function)``. Those of the
-environments' own tasks are here; `astra_env.envs.reward_kit` has more, and sums of several.
+Any function from a `WorldState` of B worlds to a `Reward` is one: ``gymnasium.make(id, reward=function)``. Paths and
+goal pictures are here; `astra_env.envs.reward_kit` has learned ones and more, and sums of several.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from astra_env.models import WorldState
-from astra_env.models.reward_model import RewardModel
 
 LIKELY = 0.5
 """Probability of success or failure from which a task counts as done."""
@@ -36,24 +35,6 @@ class Reward:
 
 
 RewardFunction = Callable[[WorldState], Reward]
-
-
-class TaskReward:
-    """The task's reward, success and failure as a head learned them from recorded episodes; both end the episode."""
-
-    def __init__(self, model: RewardModel) -> None:
-        self.model = model
-
-    def __call__(self, state: WorldState) -> Reward:
-        """Reward in [0, 1], 0 where the task has failed."""
-        reward, success, *failure = self.model(state.newest)
-        terms = {"task_reward": reward, "success_probability": success}
-        solved = success > LIKELY
-        if not failure:
-            return Reward(reward, solved, terms)
-        failed = failure[0] > LIKELY
-        terms["failure_probability"] = failure[0]
-        return Reward(reward.where(~failed, 0.0), solved | failed, terms, solved & ~failed)
 
 
 class PathReward:

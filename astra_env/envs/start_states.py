@@ -40,8 +40,11 @@ class StartStates:
         except (BadZipFile, KeyError, ValueError, EOFError) as error:
             raise ValueError(f"{file} is not an npz of frames and actions ({error}); write it with save().") from error
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the file into a domain's folder of a checkpoint."""
-        partial = Path(folder) / ("partial-" + FILE_NAME)
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an npz file, or the one inside a domain's folder of a checkpoint."""
+        file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+        if file.suffix != ".npz":
+            raise ValueError(f"{file} is no name of start states, expected an existing folder or FILE.npz.")
+        partial = file.with_name("partial-" + file.name)
         np.savez_compressed(partial, **{name: value for name, value in vars(self).items() if value is not None})
-        os.replace(partial, Path(folder) / FILE_NAME)
+        os.replace(partial, file)

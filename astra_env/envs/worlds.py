@@ -17,12 +17,12 @@ from astra_env.envs import ENVIRONMENTS
 from astra_env.envs.describe import describe
 from astra_env.envs.domains import domain_folder
 from astra_env.envs.paths import checked_path, random_path
-from astra_env.envs.rewards import GoalReward, PathReward, Reward, RewardFunction, TaskReward, no_reward
+from astra_env.envs.reward_kit import LearnedReward
+from astra_env.envs.rewards import GoalReward, PathReward, Reward, RewardFunction, no_reward
 from astra_env.envs.start_states import StartStates
 from astra_env.kinematics import BicycleMotion
 from astra_env.models import WorldModel, WorldState
 from astra_env.models.reward_model import FILE_NAME as REWARD_FILE
-from astra_env.models.reward_model import RewardModel
 from astra_env.video import read_image, resize_frames
 
 OBSERVATIONS = ("frame", "chunk", "latent")
@@ -105,8 +105,9 @@ class ImaginedWorlds:
         self.folder = folder  # what the checkpoint holds of the domain
         self._start_states = folder if start_states == "bundled" else Path(start_states)
         self._follows_path = spec.follows_path and reward is None
-        if reward is None and folder is not None and (folder / REWARD_FILE).is_file() and not spec.follows_path:
-            reward = TaskReward(RewardModel.load(folder, self.world_model.device))
+        heads = None if folder is None else folder / spec.task
+        if reward is None and heads is not None and (heads / REWARD_FILE).is_file() and not spec.follows_path:
+            reward = LearnedReward.load(heads, self.world_model.device, ends=not spec.dwells)
         self.reward_function: RewardFunction = reward or no_reward
         self._task_reward = self.reward_function
         self.state: WorldState | None = None

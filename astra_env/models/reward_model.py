@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 FILE_NAME = "reward_model.safetensors"
+SPEED = 10.0
+"""Metres in a second that a head takes for 1."""
 
 
 class RewardModel(nn.Module):
-    """Latents (B, C, h, w) -> reward (B,) in [0, 1], the probability (B,) of success and, of two flags, of failure."""
+    """Latents (B, C, h, w) -> reward (B,) in [0, 1], the probability (B,) of success and, of two flags, of failure.
 
-    def __init__(self, latent_channels: int = 16, dim: int = 64, latent_size: int = 8, num_flags: int = 1) -> None:
+    One that ``reads_speed`` is told how fast vehicles are (B,), in m/s, which one latent hardly shows; others leave
+    that aside.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int = 16,
+        dim: int = 64,
+        latent_size: int = 8,
+        num_flags: int = 1,
+        *,
+        reads_speed: bool = False,
+    ) -> None:
         super().__init__()
+        self.reads_speed = reads_speed
         self.features = nn.Sequential(
-            nn.Conv2d(latent_channels, dim, 3, padding=1),
+            nn.Conv2d(latent_channels + reads_speed, dim, 3, padding=1),
             nn.SiLU(),
             nn.Conv2d(dim, dim, 3, padding=1),
             nn.SiLU(),
@@ -31,14 +47,25 @@ class RewardModel(nn.Module):
             nn.Linear(128, 1 + num_flags),
         )
 
-    def forward(self, latents: Tensor) -> tuple[Tensor, ...]:
-        """All outputs are differentiable, for planners that follow gradients."""
-        return self.features(latents.float()).sigmoid().unbind(-1)
+    def forward(self, latents: Tensor, speeds: Tensor | None = None) -> tuple[Tensor, ...]:
+        """All outputs are differentiable, for planners that follow gradients.
+
+        Raises:
+            ValueError: the head reads speeds, and there are none.
+        """
+        inputs = latents.float()
+        if self.reads_speed:
+            if speeds is None:
+                raise ValueError("This head reads the speed too; give it the speeds (B,) in m/s.")
+            plane = (speeds.to(inputs) / SPEED)[:, None, None, None].expand(-1, 1, *inputs.shape[2:])
+            inputs = torch.cat([inputs, plane], dim=1)
+        return self.features(inputs).sigmoid().unbind(-1)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the weights beside a checkpoint's others."""
         partial = Path(folder) / (FILE_NAME + ".partial")
-        save_file({key: value.contiguous() for key, value in self.state_dict().items()}, partial)
+        told = {"reads_speed": json.dumps(self.reads_speed)}
+        save_file({key: value.contiguous() for key, value in self.state_dict().items()}, partial, metadata=told)
         os.replace(partial, Path(folder) / FILE_NAME)
 
     @classmethod
@@ -46,13 +73,16 @@ class RewardModel(nn.Module):
         """Read what `save` wrote; sizes follow from the weights."""
         path = Path(folder) / FILE_NAME
         try:
-            weights = load_file(path)
+            with safe_open(path, framework="pt") as file:
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
+                reads_speed = json.loads((file.metadata() or {}).get("reads_speed", "false"))
         except FileNotFoundError:
             raise FileNotFoundError(f"{folder} has no {FILE_NAME}; this world cannot give the task's reward.") from None
         except SafetensorError as error:
             raise ValueError(f"{path} cannot be read ({error}); it is truncated or damaged, copy it again.") from error
         dim, channels = weights["features.0.weight"].shape[:2]
         size = round((weights["features.7.weight"].shape[1] / dim) ** 0.5) * 2
-        model = cls(channels, dim, size, len(weights["features.9.bias"]) - 1)
+        num_flags = len(weights["features.9.bias"]) - 1
+        model = cls(channels - reads_speed, dim, size, num_flags, reads_speed=reads_speed)
         model.load_state_dict(weights)
         return model.to(device).eval().requires_grad_(False)

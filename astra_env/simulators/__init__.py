@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pkgutil import resolve_name
 from typing import Any
 
@@ -15,14 +16,50 @@ FRAME_SIZE = 64
 """Height and width of every simulator's frames."""
 CHUNK_FRAMES = 4
 FPS = 20
+REACHED = 0.05
+"""Metres from the gripper to what it is to reach, as in Meta-World."""
 
 SIMULATORS: dict[str, str] = {
     "Astra-RT1-v0": "astra_env.simulators.robot:RobotSimulator",
+    "Astra-RT1-Reach-v0": "astra_env.simulators.robot:RobotSimulator",
     "Astra-NuScenes-v0": "astra_env.simulators.driving:DrivingSimulator",
     "Astra-Sekai-v0": "astra_env.simulators.exploration:ExplorationSimulator",
     "Astra-SpatialVID-v0": "astra_env.simulators.exploration:ExplorationSimulator",
     "Astra-MultiCam-v0": "astra_env.simulators.multicam:MultiCamSimulator",
 }
+
+
+def reach(told: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Reward 1 - tanh(8 d) at d metres from the gripper to the first cube, and whether they are within ``REACHED``.
+
+    ``told`` has the poses (..., 4, 4) and the objects (..., K, 3) of a simulator's ``info``, or of many moments.
+    """
+    distance = np.linalg.norm(told["pose"][..., :3, 3] - told["objects"][..., 0, :], axis=-1)
+    return 1 - np.tanh(8 * distance), distance < REACHED
+
+
+Task = Callable[[Mapping[str, Any]], tuple[np.ndarray, np.ndarray]]
+TASKS: dict[str, Task] = {"Astra-RT1-Reach-v0": reach}
+"""Id -> reward and success of what ``info`` tells, where they are not those of the simulator itself."""
+
+
+class Judged(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """A simulator under another task."""
+
+    def __init__(self, simulator: gymnasium.Env[Any, Any], task: Task) -> None:
+        super().__init__(simulator)
+        self._task = task
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """As the simulator's, with this task's success."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return observation, {**info, "success": bool(self._task(info)[1])}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """As the simulator's, with this task's reward and success."""
+        observation, _, terminated, truncated, info = self.env.step(action)
+        reward, success = self._task(info)
+        return observation, float(reward), terminated, truncated, {**info, "success": bool(success)}
 
 
 class KeyActions(gymnasium.ActionWrapper[Any, Any, Any]):
@@ -45,4 +82,6 @@ def make_simulator(env_id: str, **options: object) -> gymnasium.Env:
     if env_id not in SIMULATORS:
         raise ValueError(f"There is no simulator for {env_id!r}; there are simulators for {sorted(SIMULATORS)}.")
     simulator, spec = resolve_name(SIMULATORS[env_id])(**options), ENVIRONMENTS[env_id]
+    if env_id in TASKS:
+        simulator = Judged(simulator, TASKS[env_id])
     return KeyActions(simulator, spec.modality) if spec.discrete else simulator

@@ -30,7 +30,11 @@ _LOW, _HIGH = np.array(_MODALITY.low), np.array(_MODALITY.high)
 _WHEELBASE = BicycleMotion().wheelbase
 _COMFORT = 6.0
 """Sideways acceleration in m/s^2 that drivers stay within, so that the tyres hold."""
+_EASY = 3.0
+"""Sideways acceleration in m/s^2 that they choose their speed for in bends."""
 _STEP = 1 / _MODALITY.rate_hz
+_CRUISE = 12.0
+"""Speed in m/s from which the task's reward is full."""
 
 
 def follow_behaviour(rng: np.random.Generator) -> Behaviour:
@@ -48,11 +52,21 @@ def follow_behaviour(rng: np.random.Generator) -> Behaviour:
         if rng.random() < 0.03:
             offset = rng.choice([-3.5, 0.0, 3.5]) + rng.normal(0, 0.3)
         steering = steer_along(info["route"], info["speed"], offset) + noise * rng.normal()
-        bend = max(abs(np.tan(steering)) / _WHEELBASE, 1e-3)
-        wanted = 0.0 if info["success"] else min(cruise, np.sqrt(3.0 / bend))
+        wanted = 0.0 if info["success"] else min(cruise, bend_speed(steering))
         return _bounded(steering, car_following(info, wanted) + 10 * noise * rng.normal())
 
     return act
+
+
+def lane_behaviour(info: dict[str, Any]) -> np.ndarray:
+    """Keep the middle of the lane, at the speed that earns most, behind slower cars; nothing is drawn."""
+    steering = steer_along(info["route"], info["speed"])
+    return _bounded(steering, car_following(info, min(_CRUISE, bend_speed(steering))))
+
+
+def bend_speed(steering: float) -> float:
+    """Speed (m/s) that is easy in the bend of a steering angle (rad)."""
+    return float(np.sqrt(_EASY / max(abs(np.tan(steering)) / _WHEELBASE, 1e-3)))
 
 
 def steer_along(route: np.ndarray, speed: float, offset: float = 0.0) -> float:

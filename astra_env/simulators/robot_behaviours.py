@@ -87,6 +87,14 @@ def _scripted_motion(phase: str, offset: np.ndarray, to_goal: np.ndarray, near: 
     return np.array([0.0, 0.0, 0.04 if phase == "release" else 0.0])
 
 
+def reach_behaviour(info: dict[str, Any]) -> np.ndarray:
+    """Go to the red cube from above with an open gripper, and stay there; nothing is drawn."""
+    offset = info["objects"][0] - info["pose"][:3, 3]
+    above = np.linalg.norm(offset[:2]) > 0.02
+    turn = np.clip(-arm.wrist_rpy(info["pose"]), -0.25, 0.25)
+    return np.concatenate([offset + np.array([0.0, 0.0, 0.06 * above]), turn, [0.0]])
+
+
 def push_behaviour(rng: np.random.Generator, cube: int = 0) -> Behaviour:
     """Go down beside a cube with a closed gripper and push it across the table."""
     angle = rng.uniform(-np.pi, np.pi)

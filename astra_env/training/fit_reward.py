@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +15,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from astra_env.datasets.recorded import RecordedDataset
+from astra_env.envs import ENVIRONMENTS
 from astra_env.flags import flag
 from astra_env.models import WorldModel
 from astra_env.models.reward_model import RewardModel
-from astra_env.training.episodes import Episodes, encode_episodes, load_episodes
+from astra_env.simulators import TASKS
+from astra_env.training.dreams import imagine_episodes
+from astra_env.training.episodes import FRAMES_PER_ACTION, Episodes, encode_episodes, load_episodes
 from astra_env.training.rewards import reward_report, train_head
 from astra_env.video import read_image, read_video, resize_frames
 from astra_env.writing import write_json
@@ -26,6 +31,8 @@ LABELS = {"success": 1.0, "failure": 0.0}
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 STILL_FRAMES = 9
 """Frames that a picture is shown for: its first latent is a start's, the two after it are those of a world at rest."""
+Parts = list[tuple[Tensor, Episodes]]
+"""Latents (E, T, C, h, w) of recorded episodes, and of imagined ones, each with their labels."""
 Labelled = Sequence[tuple[Path, float]]
 """Files of pictures and clips, and the reward of each."""
 
@@ -39,6 +46,8 @@ class FitRewardConfig:
         dataclasses.MISSING, "folder of the heads; a checkpoint's domain folder gives that world the reward"
     )
     world_model: str = flag("astra-tiny", "bundled name or checkpoint folder whose autoencoder reads the frames")
+    imagined: bool = flag(False, "learn from recorded episodes as the world imagines them, too: policies exploit less")
+    task: str | None = flag(None, "id whose task is told by where things were recorded; None for the recorded reward")
     num_heads: int = flag(3, "heads that begin from different weights; where they differ, none knows")
     num_steps: int = flag(2000, "steps of training of each head")
     batch_size: int = flag(256, "latents of a batch")
@@ -63,34 +72,45 @@ def fit_reward(config: FitRewardConfig) -> dict[str, float]:
     began = time.perf_counter()
     world_model = WorldModel.from_pretrained(config.world_model)
     train, heldout = _read(config, world_model)
-    rewards = train[1].rewards.flatten()
-    flags = [train[1].success] + ([] if train[1].failure is None else [train[1].failure])
-    labels = torch.stack([entry.flatten().float() for entry in flags])
+    examples = [_examples(*part) for part in train]
+    latents, rewards, labels, *speeds = (torch.cat(part) for part in zip(*examples, strict=True))
     heads = [
         train_head(
-            train[0].flatten(0, 1),
+            latents,
             rewards,
-            labels,
-            name=f"{train[1].name}, head {index + 1} of {config.num_heads}",
+            labels.T,
+            *speeds,
+            name=f"{config.data}, head {index + 1} of {config.num_heads}",
             seed=config.seed + index,
             num_steps=config.num_steps,
             batch_size=config.batch_size,
         )
         for index in range(config.num_heads)
     ]
-    report = reward_report(lambda latents: _mean(heads, latents), *heldout)
+    report = reward_report(functools.partial(_mean, heads), *heldout[0])
+    for part in heldout[1:]:
+        told = reward_report(functools.partial(_mean, heads), *part)
+        report |= {f"imagined_{name}": value for name, value in told.items()}
     report |= {
         "num_heads": config.num_heads,
-        "num_train_latents": len(rewards),
+        "num_train_latents": len(latents),
         "seconds": round(time.perf_counter() - began, 1),
     }
     _write(heads, report, Path(config.out))
     return report
 
 
-def _mean(heads: Sequence[RewardModel], latents: Tensor) -> tuple[Tensor, ...]:
+def _examples(latents: Tensor, episodes: Episodes) -> tuple[Tensor, ...]:
+    """Latents (N, C, h, w), rewards (N,), flags (N, F) and, of vehicles, speeds (N,)."""
+    flags = [episodes.success] + ([] if episodes.failure is None else [episodes.failure])
+    speeds = () if episodes.speeds is None else (episodes.speeds.flatten(),)
+    labels = torch.stack([entry.flatten().float() for entry in flags], dim=1)
+    return latents.flatten(0, 1), episodes.rewards.flatten(), labels, *speeds
+
+
+def _mean(heads: Sequence[RewardModel], latents: Tensor, speeds: Tensor) -> tuple[Tensor, ...]:
     """What the heads say on average."""
-    return torch.stack([torch.stack(head(latents)) for head in heads]).mean(0).unbind(0)
+    return torch.stack([torch.stack(head(latents, speeds)) for head in heads]).mean(0).unbind(0)
 
 
 def _write(heads: Sequence[RewardModel], report: dict[str, float], out: Path) -> None:
@@ -104,19 +124,48 @@ def _write(heads: Sequence[RewardModel], report: dict[str, float], out: Path) ->
 # Reading
 
 
-def _read(config: FitRewardConfig, world_model: WorldModel) -> tuple[tuple[Tensor, Episodes], tuple[Tensor, Episodes]]:
-    """Latents (E, T, C, h, w) and their labels, to learn from and held out."""
+def _read(config: FitRewardConfig, world_model: WorldModel) -> tuple[Parts, Parts]:
+    """What to learn from and what is held out; imagined episodes are parts of their own."""
     root = Path(config.data)
     if root.is_dir() and (root / "train").is_dir():
         size = world_model.frame_size[0]
         splits = [load_episodes(root, split, config.episodes, frame_size=size) for split in ("train", "heldout")]
+        if config.task is not None:
+            splits = [
+                judged(part, root, split, config.task) for part, split in zip(splits, ("train", "heldout"), strict=True)
+            ]
         if not splits[0].labelled:
             raise ValueError(f"The rewards recorded in {root} are all the same; label frames of both kinds.")
-        read = [(encode_episodes(world_model.autoencoder, part), part.without_frames()) for part in splits]
+        read = [[(encode_episodes(world_model.autoencoder, part), part.without_frames())] for part in splits]
+        if config.imagined:
+            for parts, split in zip(read, splits, strict=True):
+                parts.append(imagine_episodes(world_model, split, seed=config.seed))
         return read[0], read[1]
+    if config.imagined:
+        raise ValueError(f"{root} has pictures without actions, expected recorded episodes; leave out imagined.")
     files = _files_of_csv(root) if root.suffix.lower() == ".csv" else _files_of_folder(root)
-    parts = _split(files, config.heldout_share, config.seed)
-    return _encode_files(world_model, parts[0], root.stem), _encode_files(world_model, parts[1], root.stem)
+    train, heldout = _split(files, config.heldout_share, config.seed)
+    return [_encode_files(world_model, train, root.stem)], [_encode_files(world_model, heldout, root.stem)]
+
+
+def judged(episodes: Episodes, root: Path, split: str, task: str) -> Episodes:
+    """Episodes with the reward and success of another id's task, by the poses and objects that were recorded."""
+    if task not in TASKS:
+        raise ValueError(f"task is {task!r}, expected one of {sorted(TASKS)}, or none for the recorded reward.")
+    if ENVIRONMENTS[task].modality != episodes.modality:
+        raise ValueError(f"{root} has {episodes.modality} actions, expected those of {task}; choose other recordings.")
+    dataset, told, num_frames = RecordedDataset(root, split), [], FRAMES_PER_ACTION * episodes.actions.shape[1] + 1
+    for index in range(len(episodes)):
+        arrays = dataset.arrays(index, "measured_poses", "objects")
+        if len(arrays["objects"]) != num_frames:
+            have = f"{dataset.paths[index]} tells of {len(arrays['objects'])} frames"
+            raise ValueError(
+                f"{have}, expected {num_frames}, an action for each {FRAMES_PER_ACTION}; record it at 5 Hz."
+            )
+        moments = slice(None, None, FRAMES_PER_ACTION)
+        told.append(TASKS[task]({"pose": arrays["measured_poses"][moments], "objects": arrays["objects"][moments]}))
+    rewards, success = (torch.from_numpy(np.stack(part)) for part in zip(*told, strict=True))
+    return dataclasses.replace(episodes, rewards=rewards.float(), success=success, failure=None)
 
 
 def _files_of_folder(root: Path) -> Labelled:

@@ -52,6 +52,7 @@ def train_head(
     latents: Tensor,
     rewards: Tensor,
     flags: Tensor,
+    speeds: Tensor | None = None,
     *,
     name: str,
     seed: int = 0,
@@ -60,11 +61,13 @@ def train_head(
 ) -> RewardModel:
     """A head for latents (N, C, h, w), their rewards (N,) in [0, 1] and their flags (F, N), each 0 or 1.
 
-    The seed decides on its first weights and on what it is shown; heads of different seeds make an ensemble.
+    Where speeds (N,) in m/s are given, the head reads them too. The seed decides on its first weights and on what it is
+    shown; heads of different seeds make an ensemble.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    model = RewardModel(latents.shape[1], latent_size=latents.shape[-1], num_flags=len(flags))
+    size, reads_speed = latents.shape[-1], speeds is not None
+    model = RewardModel(latents.shape[1], latent_size=size, num_flags=len(flags), reads_speed=reads_speed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     for _ in tqdm(range(num_steps), desc=f"rewards of {name}", unit="step", mininterval=5):
@@ -76,7 +79,7 @@ def train_head(
                 index[part] = marked[torch.randint(len(marked), (batch_size // 4,), generator=generator)]
         noise = 0.2 * torch.rand(batch_size, 1, 1, 1, generator=generator)  # imagined latents are a little off
         inputs = latents[index] + noise * torch.randn(index.shape + latents.shape[1:], generator=generator)
-        reward, *probabilities = model(inputs)
+        reward, *probabilities = model(inputs, None if speeds is None else speeds[index])
         loss = F.mse_loss(reward, rewards[index])
         for probability, label in zip(probabilities, flags, strict=True):
             loss = loss + 0.2 * F.binary_cross_entropy(probability, label[index])
@@ -92,9 +95,16 @@ def _flags(episodes: Episodes) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def reward_report(model: Callable[[Tensor], Sequence[Tensor]], latents: Tensor, episodes: Episodes) -> dict[str, float]:
-    """Error of the reward, precision and recall of success and failure at probability 0.5, and their base rates."""
-    outputs = [model(part) for part in latents.flatten(0, 1).split(512)]
+def reward_report(
+    model: Callable[[Tensor, Tensor], Sequence[Tensor]], latents: Tensor, episodes: Episodes
+) -> dict[str, float]:
+    """Error of the reward, precision and recall of success and failure at probability 0.5, and their base rates.
+
+    Latents are (E, T, C, h, w); the model takes some of them (N, C, h, w) and speeds (N,), 0 where nothing has one.
+    """
+    speeds = torch.zeros_like(episodes.rewards) if episodes.speeds is None else episodes.speeds
+    parts = zip(latents.flatten(0, 1).split(512), speeds.flatten().split(512), strict=True)
+    outputs = [model(*part) for part in parts]
     reward, *probabilities = (torch.cat(part) for part in zip(*outputs, strict=True))
     truth = episodes.rewards.flatten()
     report = {

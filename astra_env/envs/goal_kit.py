@@ -1,0 +1,63 @@
+"""Goal pictures as rewards: how far a world is from one, as a network has learned it from recordings and dreams."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from astra_env.envs.rewards import Reward
+from astra_env.models import WorldModel, WorldState
+from astra_env.models.goal_model import GoalModel
+
+
+class LearnedGoal:
+    """Closeness to where a goal picture was taken: minus the distance that a `GoalModel` reads off the latents.
+
+    Gradients pass through it. ``gymnasium.make(id, reward=LearnedGoal(model, world_model, picture))`` judges by it,
+    and `policies.objectives.judged_by` lets plans do so.
+
+    Args:
+        model: from `astra-env fit-goal`.
+        world_model: whose autoencoder encodes the picture.
+        picture: uint8 (H, W, 3) of the world's size.
+        metres: distance that costs as much as ``radians`` do.
+        radians: None where only the place counts.
+        reached: metres and radians within which the goal counts as reached, which ends the episode; None for never.
+    """
+
+    def __init__(
+        self,
+        model: GoalModel,
+        world_model: WorldModel,
+        picture: np.ndarray,
+        *,
+        metres: float = 1.0,
+        radians: float | None = None,
+        reached: tuple[float, float] | None = None,
+    ) -> None:
+        size = (*world_model.frame_size, 3)
+        if picture.dtype != np.uint8 or picture.shape != size:
+            raise ValueError(f"The goal picture is {picture.dtype} {picture.shape}, expected uint8 {size}; resize it.")
+        self.model, self.metres, self.radians, self.reached = model, metres, radians, reached
+        still = torch.from_numpy(picture)[None, None].to(world_model.device)
+        with torch.no_grad():
+            self.goal = world_model.autoencoder.encode(still)[:, :, 0]  # (1, C, h, w)
+
+    def __call__(self, state: WorldState) -> Reward:
+        """Reward of at most 0, in multiples of the metres and radians given."""
+        distance, angle = self.distances(state.newest)
+        far = distance / self.metres
+        done = torch.zeros_like(far, dtype=torch.bool)
+        if self.radians is not None:
+            far = far + angle / self.radians
+        if self.reached is not None:
+            done = (distance < self.reached[0]) & ((angle < self.reached[1]) | (self.radians is None))
+        return Reward(-far, done, {"goal_distance": distance, "goal_angle": angle})
+
+    def distances(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Metres and radians (B,) from latents (B, C, h, w) to the goal."""
+        motions = self.model(latents, self.goal.expand(len(latents), -1, -1, -1))
+        # a little is added under the root, so that gradients are finite at the goal
+        distance, angle = motions.unflatten(1, (2, 3)).square().sum(-1).add(1e-12).sqrt().unbind(1)
+        return distance, angle

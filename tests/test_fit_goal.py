@@ -1,0 +1,119 @@
+"""The distance to a goal picture, learned from recordings: pairs, motions, and how good it is said to be."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny import save_checkpoint, seeded, write_dataset
+
+from astra_env import geometry
+from astra_env.models import WorldModel
+from astra_env.models.goal_model import FILE_NAME, GoalModel
+from astra_env.training.episodes import load_episodes
+from astra_env.training.fit_goal import (
+    FitGoalConfig,
+    Sights,
+    Views,
+    fit_goal,
+    goal_report,
+    motion_between,
+    read_sights,
+    train_goal_model,
+)
+
+QUICK = {"num_steps": 5, "batch_size": 32}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> str:
+    """A tiny checkpoint."""
+    return str(save_checkpoint(tmp_path_factory.mktemp("world"), domains=[]))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"), num_train=3, num_heldout=2, num_chunks=9)
+
+
+def config(world, data, out="unused", **changes) -> FitGoalConfig:
+    return FitGoalConfig(str(data), out=str(out), world_model=world, **QUICK | changes)
+
+
+def random_poses(count, seed):
+    rng = np.random.default_rng(seed)
+    turns = geometry.axis_angle_to_matrix(rng.normal(size=(count, 3)))
+    return torch.from_numpy(geometry.make_pose(turns, rng.normal(size=(count, 3))))
+
+
+@pytest.mark.parametrize("moving", [True, False])
+def test_a_motion_leads_from_the_one_pose_to_the_other(moving):
+    poses, goals = random_poses(5, 0), random_poses(5, 1)
+    way, turn = motion_between(poses, goals, moving=moving).double().split(3, dim=1)
+    turn = torch.from_numpy(geometry.axis_angle_to_matrix(turn.numpy()))
+    if moving:
+        led = poses @ torch.from_numpy(geometry.make_pose(turn.numpy(), way.numpy()))
+    else:
+        led = torch.from_numpy(geometry.make_pose((turn @ poses[:, :3, :3]).numpy(), (poses[:, :3, 3] + way).numpy()))
+    torch.testing.assert_close(led, goals, atol=1e-5, rtol=1e-5)
+
+
+def test_pairs_show_what_their_motions_tell(world, data):
+    model = WorldModel.from_pretrained(world, device="cpu")
+    sights = read_sights(config(world, data), model, "heldout")
+    episodes = load_episodes(data, "heldout", frame_size=32)
+    assert [len(views.latents) for views in sights.views] == [2 * 10, 2 * 4]
+    assert sights.views[1].time.tolist() == 2 * [5, 6, 7, 8]  # four chunks are known of the eight of a piece
+    index = torch.randint(8, (16,), generator=seeded())
+    latents, goals, motions = sights.pairs(sights.views[1], index, torch.full((16,), 3))
+    episode, time = sights.views[1].episode[index], sights.views[1].time[index]
+    later = (time + 3).clamp(max=9)
+    with torch.no_grad():
+        stills = model.autoencoder.encode(episodes.frames[episode, 4 * later][:, None])[:, :, 0]
+    torch.testing.assert_close(goals, stills, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        motions[:, :3], (sights.poses[episode, later] - sights.poses[episode, time])[:, :3, 3].float()
+    )
+    assert latents.shape == goals.shape
+
+
+def test_what_latents_show_is_learned():
+    """Each latent has its place in three of its channels."""
+    poses = torch.eye(4, dtype=torch.float64).repeat(8, 10, 1, 1)
+    poses[..., :3, 3] = 0.1 * torch.randn(8, 10, 3, generator=seeded())
+    latents = 0.1 * torch.randn(8, 10, 4, 4, 4, generator=seeded(1))
+    latents[:, :, :3] += 10 * poses[:, :, :3, 3, None, None].float()
+    views = Views(latents.flatten(0, 1), torch.arange(8).repeat_interleave(10), torch.arange(10).repeat(8))
+    sights = Sights((views, views), latents, poses, moving=False)
+    learning = config("", "", num_steps=150, apart=4)
+    report = goal_report(train_goal_model(sights, learning), sights, views, learning)
+    assert report["metres_error"] < 0.3 * report["metres_guessing"] and report["metres_correlation"] > 0.9
+
+
+def test_a_fit_writes_the_network_and_how_good_it_is(world, data, tmp_path):
+    out = tmp_path / "goal"
+    report = fit_goal(config(world, data, out))
+    assert report == json.loads((out / "goals.json").read_text())
+    assert {path.name for path in out.iterdir()} == {FILE_NAME, "goals.json"}
+    assert report["recorded_num_pairs"] == 20 and report["imagined_num_pairs"] == 8
+    assert 0 < report["recorded_metres_error"] < 1 and report["recorded_metres_guessing"] > 0.01
+    assert report["recorded_radians_guessing"] < 1e-5 and report["imagined_radians_correlation"] == 0  # nothing turns
+    latents = torch.zeros(1, 16, 4, 4)
+    assert GoalModel.load(out)(latents, latents).shape == (1, 6)
+
+
+def test_the_seed_decides(world, data, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        fit_goal(config(world, data, tmp_path / name, num_steps=3, seed=seed))
+    weights = [(tmp_path / name / FILE_NAME).read_bytes() for name in "abc"]
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_wrong_input_is_told(world, tmp_path):
+    with pytest.raises(ValueError, match="num_steps is 0"):
+        config(world, "data", num_steps=0)
+    short = write_dataset(tmp_path / "short", num_chunks=6)
+    with pytest.raises(ValueError, match="have 6 chunks, expected at least 8"):
+        fit_goal(config(world, short, tmp_path / "out"))
