@@ -5,8 +5,9 @@ takes a few more steps than that: before each, the imagined world begins anew fr
 made in it, and its first action is taken in the simulator. What counts is the real pose at the end. The agent knows
 pictures and the actions it took, and no pose.
 
-A plan is worth what its imagined latents look like: near the goal in metres and radians, as the checkpoint's goal model
-reads them off (`astra-env fit-goal`), or by the distance of the latents themselves.
+Plans are judged in one of three ways: ``pose`` reads the goal's pose off the newest real latent and the picture, as
+`astra-env fit-goal` has learned it, and plans lead there; ``picture`` reads off every imagined latent how far it is
+from the picture; ``latents`` takes the distance of the latents themselves.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ from tqdm import tqdm
 import astra_env  # noqa: F401  registers the ids
 from astra_env import geometry
 from astra_env.envs.goal_kit import LearnedGoal
+from astra_env.envs.reward_kit import PoseGoal
 from astra_env.envs.rewards import RewardFunction
 from astra_env.models import WorldState
-from astra_env.models.goal_model import FILE_NAME, GoalModel
+from astra_env.models.goal_model import GoalModel
 from astra_env.simulators import make_simulator
 from astra_env.writing import write_json
 from benchmarks.runtime import machine
 from benchmarks.writing import number, percent, rounded, table
 from policies.evaluate import bootstrap_interval, share_interval
 from policies.mpc import MPCPolicy
-from policies.objectives import Score
+from policies.objectives import Score, mean_reward
 
 HISTORY_STEPS = 2
 """Random actions before the start: their frames are known to the agent."""
@@ -48,6 +50,7 @@ class Task:
     env_id: str
     metres: float
     radians: float = np.inf
+    turn: float = 0.3  # radians that weigh as much as `metres` do in a plan; an arm is seen best in the goal's attitude
     goal_steps: int = 3
     extra_steps: int = 3
 
@@ -56,28 +59,36 @@ class Task:
         metres, radians = separation(pose, goal)
         return metres < self.metres and radians < self.radians
 
-    def reward(self, model: GoalModel, env: Any, picture: np.ndarray) -> LearnedGoal:
-        """What a plan to a picture (H, W, 3) is judged by: what is left of the way, in multiples of the limits."""
-        radians = self.radians if np.isfinite(self.radians) else None
-        return LearnedGoal(model, env.unwrapped.world_model, picture, metres=self.metres, radians=radians)
+    def judge(self, env: Any, picture: np.ndarray, judged: str) -> RewardFunction | None:
+        """What plans from an environment's present state to a picture (H, W, 3) are judged by; None is its own goal."""
+        if judged == "latents":
+            return None
+        world = env.unwrapped
+        model = GoalModel.load(world.folder, world.world_model.device)
+        goal = LearnedGoal(model, world.world_model, picture, metres=self.metres, radians=self.turn)
+        if judged == "picture":
+            return goal
+        pose = goal.pose(world.save_state())[0]
+        return PoseGoal(pose, metres=WIDE * self.metres, radians=WIDE * self.turn)
 
 
+WIDE = 10.0
+"""Multiples of the limits within which the reward of a pose falls evenly."""
 TASKS = {
     "robot": Task("Astra-RT1-v0", metres=0.03),
-    "camera": Task("Astra-Sekai-v0", metres=0.25, radians=0.2),
+    "camera": Task("Astra-Sekai-v0", metres=0.25, radians=0.2, turn=0.2),
 }
 
-PLAN: dict[str, Any] = {"horizon": 3, "num_samples": 32, "num_iterations": 3}
+PLAN: dict[str, Any] = {"horizon": 2, "num_samples": 16, "num_iterations": 3}
 """What all planners have in common unless an agent says otherwise."""
 PLANNERS: dict[str, dict[str, Any]] = {
-    "icem": {"optimizer": "icem"},
-    "icem, distance of latents": {"optimizer": "icem", "learned": False},
-    "mppi": {"optimizer": "mppi"},
-    "gradient_ascent": {"optimizer": "gradient_ascent", "num_samples": 8, "num_iterations": 6},
+    "icem, pose of the goal": {"optimizer": "icem", "judged": "pose"},
+    "icem, learned distance": {"optimizer": "icem", "judged": "picture"},
+    "icem, distance of latents": {"optimizer": "icem", "judged": "latents"},
 }
-"""Agent -> options of `MPCPolicy`, and whether the goal model judges its plans where there is one."""
+"""Agent -> how its plans are judged, and options of `MPCPolicy`."""
 BUDGETS_MS = (250, 500, 1000, 2000)
-BUDGET_PLAN: dict[str, Any] = {"horizon": 2, "num_samples": 16, "num_iterations": 1000}
+BUDGET_PLAN: dict[str, Any] = {"horizon": 2, "num_samples": 16, "num_iterations": 1000, "judged": "pose"}
 """Short rounds, and more of them than any budget has time for."""
 BUDGETED = ("icem",)
 """Optimisers that are given less and less time."""
@@ -109,21 +120,19 @@ class Outcome:
 class Planner:
     """Chooses actions by planning in an imagined world that begins anew from the real frames before each of them.
 
-    Plans are judged by the mean of a goal's reward over their steps, or of the environment's own, so that the earlier a
-    plan arrives, the better it is.
+    Plans are judged by the mean over their steps, so that the earlier one arrives, the better it is.
     """
 
-    def __init__(
-        self, env: gymnasium.Env[Any, Any], seed: int, goal: RewardFunction | None = None, **options: Any
-    ) -> None:
-        if goal is not None:
-            options["score"] = judged_by(goal)
-        self.env, self.policy = env, MPCPolicy(env, **PLAN | options).reset(seed=seed)
+    def __init__(self, env: gymnasium.Env, seed: int, task: Task, *, judged: str = "latents", **options: Any) -> None:
+        self.env, self.task, self.judged = env, task, judged
+        self.policy = MPCPolicy(env, **PLAN | options).reset(seed=seed)
 
     def act(self, frames: np.ndarray, actions: np.ndarray, picture: np.ndarray, outcome: Outcome) -> np.ndarray:
         """The next action towards a picture, after frames (T, H, W, 3) and the actions (N, A) between them."""
         begin = time.perf_counter()
         observation, _ = self.env.reset(seed=0, options={"frames": frames, "actions": actions, "goal": picture})
+        judge = self.task.judge(self.env, picture, self.judged)
+        self.policy.score = mean_reward if judge is None else judged_by(judge)
         action = self.policy.act(observation)
         outcome.ms.append(1000 * (time.perf_counter() - begin))
         assert self.policy.plan is not None
@@ -213,6 +222,7 @@ def planning(
             "steps": task.goal_steps + task.extra_steps,
             "metres": task.metres,
             "radians": task.radians,
+            "turn": task.turn,
             **measure(task, world_model, {**PLANNERS, **budgeted}, range(seed, seed + episodes)),
         }
         write_json(out, rounded(results))
@@ -225,7 +235,6 @@ def measure(
     """Random actions and all planners on one task, one goal a seed."""
     env: Any = gymnasium.make(task.env_id, world_model=world_model)
     simulator: Any = make_simulator(task.env_id)
-    model = goal_model(env)
     goals = [make_goal(simulator, task, seed) for seed in tqdm(seeds, desc=f"goals of {task.env_id}", unit="goal")]
     apart = [separation(goal.start, goal.pose) for goal in goals]
     pairs = list(zip(goals, seeds, strict=True))
@@ -234,20 +243,11 @@ def measure(
     for name, options in planners.items():
         outcomes = []
         for goal, seed in tqdm(pairs, desc=name, unit="goal"):
-            chosen = {key: value for key, value in options.items() if key != "learned"}
-            judge = task.reward(model, env, goal.picture) if model and options.get("learned", True) else None
-            outcomes.append(pursue(simulator, task, goal, Planner(env, seed, judge, **chosen)))
+            outcomes.append(pursue(simulator, task, goal, Planner(env, seed, task, **options)))
         agents[name] = summary(outcomes)
     simulator.close()
     metres, radians = np.median(np.array(apart), axis=0).tolist()
-    return {"start_metres": metres, "start_radians": radians, "goal_model": model is not None, "agents": agents}
-
-
-def goal_model(env: Any) -> GoalModel | None:
-    """That of the domain's folder, where the checkpoint has one."""
-    folder = env.unwrapped.folder
-    known = folder is not None and (folder / FILE_NAME).is_file()
-    return GoalModel.load(folder, env.unwrapped.world_model.device) if known else None
+    return {"start_metres": metres, "start_radians": radians, "agents": agents}
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:

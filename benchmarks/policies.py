@@ -23,13 +23,16 @@ from benchmarks.runtime import machine
 from benchmarks.uncertainty import pearson, spearman
 from benchmarks.writing import number, percent, rounded, table
 from policies.agents import load_policy
-from policies.evaluate import evaluate
+from policies.behaviour_cloning import CONFIG as CLONE_CONFIG
+from policies.evaluate import Policy, evaluate
 from policies.train import BEST, CHECKPOINTS, CONFIG, POLICY
 from policies.worlds import LastInfo, make_imagined, make_real
 
 IN_SIMULATOR_ONLY = ("expert", "mpc")
 """Policies that need to know more than pictures, or that plan in the very world that they would act in."""
 LEARNED, LEARNED_FOR_REAL = "learned in imagination", "learned in the simulator"
+SHARES = (0.25, 0.5, 0.75)
+"""Of steps at random, which make policies of differing strength of one."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ def policies(
     """Measure every policy of every id; what ``out`` holds already, of the same setting, is not measured again.
 
     Args:
-        runs: folder of what `astra-policy train` wrote for policies that see latents: ID/imagination and ID/simulator,
-            where they are there.
+        runs: folder of what `astra-policy train` wrote for policies that see latents, ID/imagination and ID/simulator,
+            and of what `astra-policy clone` wrote, ID/clone; those of them that are there.
         ids: environment ids.
         out: results file.
         sizes: how much is measured.
@@ -69,9 +72,9 @@ def policies(
     for environment in ids:
         told = results["environments"].setdefault(environment, {"agents": {}})
         worlds = _Worlds(environment, world_model)
-        for label, name in candidates(runs / environment).items():
+        for label, candidate in candidates(runs / environment).items():
             if label not in told["agents"]:
-                told["agents"][label] = worlds.measure(name, sizes)
+                told["agents"][label] = worlds.measure(candidate, sizes)
                 told["ranking"] = ranking(told["agents"])
                 write_json(out, rounded(results))
         worlds.close()
@@ -80,15 +83,50 @@ def policies(
     return rounded(results)
 
 
-def candidates(runs: Path) -> dict[str, str]:
-    """Label -> policy as `load_policy` names it: what every id has, what was learned, and on the way there."""
-    found = {"random": "random", "scripted expert": "expert", "MPC": "mpc"}
+@dataclass(frozen=True)
+class Candidate:
+    """A policy as `load_policy` names it, which acts at random in a share of its steps."""
+
+    name: str
+    random_share: float = 0.0
+
+
+def candidates(runs: Path) -> dict[str, Candidate]:
+    """Label -> policy: what every id has, what was learned, and on the way there; a clone by several shares."""
+    found = {"random": Candidate("random"), "scripted expert": Candidate("expert"), "MPC": Candidate("mpc")}
     finals = {LEARNED: runs / "imagination" / BEST, LEARNED_FOR_REAL: runs / "simulator" / POLICY}
-    found |= {label: str(path) for label, path in finals.items() if path.is_file()}
+    found |= {label: Candidate(str(path)) for label, path in finals.items() if path.is_file()}
     for kind in ("imagination", "simulator"):
         steps = sorted(int(path.stem) for path in (runs / kind / CHECKPOINTS).glob("*.zip"))
-        found |= {f"{kind}, {step} steps": str(runs / kind / CHECKPOINTS / f"{step}.zip") for step in steps}
+        found |= {f"{kind}, {step} steps": Candidate(str(runs / kind / CHECKPOINTS / f"{step}.zip")) for step in steps}
+    if (runs / "clone").is_dir():
+        clone = str(runs / "clone")
+        found["cloned"] = Candidate(clone)
+        found |= {f"cloned, in {round(100 * share)} % of steps at random": Candidate(clone, share) for share in SHARES}
     return found
+
+
+class Sometimes:
+    """A policy that acts at random in a share of its steps, which the seed of an episode decides.
+
+    With ``frames_of``, the world that it acts in, it is shown that world's newest frame instead of a latent.
+    """
+
+    def __init__(self, policy: Policy, space: Any, share: float, frames_of: LastInfo | None = None) -> None:
+        self.policy, self.space, self.share, self._frames_of = policy, space, share, frames_of
+
+    def reset(self, seed: int | None = None) -> Sometimes:
+        """Begin the draws anew."""
+        self.policy.reset(seed)
+        self.space.seed(seed)
+        self._rng = np.random.default_rng(seed)
+        return self
+
+    def act(self, observation: Any) -> Any:
+        """The policy's action, or one of the space."""
+        if self._rng.random() < self.share:
+            return self.space.sample()
+        return self.policy.act(observation if self._frames_of is None else self._frames_of.info["frames"][-1])
 
 
 class SameStarts(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -117,8 +155,9 @@ class _Worlds:
         self._real = make_real(environment, imagined.get_wrapper_attr("world_model"))
         self._imagined = LastInfo(SameStarts(imagined, self._real))
 
-    def measure(self, name: str, sizes: Sizes) -> dict[str, Any]:
+    def measure(self, candidate: Candidate, sizes: Sizes) -> dict[str, Any]:
         """What a policy comes to in the simulator and, where it can act there, in imagination."""
+        name = candidate.name
         episodes = sizes.planned_episodes if name == "mpc" else sizes.episodes
         worlds = {"simulator": self._real}
         if name not in IN_SIMULATOR_ONLY:
@@ -126,6 +165,8 @@ class _Worlds:
         num_steps, told = ENVIRONMENTS[self.environment].max_episode_steps, {}
         for where, world in worlds.items():
             policy = load_policy(name, self.environment, world, world_model=self._world_model)
+            frames_of = world if (Path(name) / CLONE_CONFIG).is_file() else None
+            policy = Sometimes(policy, world.action_space, candidate.random_share, frames_of)
             told[where] = evaluate(world, policy, episodes, sizes.seed, progress=True).to_json(num_steps)
         return told
 
@@ -188,7 +229,7 @@ def render_policies(results: dict[str, Any]) -> str:
 def _rendered(name: str, told: dict[str, Any]) -> str:
     rows = []
     for label, agent in told["agents"].items():
-        if " steps" in label:
+        if " steps" in label:  # and what is at random in some of them
             continue  # on the way to what was learned, for the ranking
         real, imagined = agent["simulator"], agent.get("imagination")
         rows.append(

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from astra_env.envs.domains import domain_folder
 from astra_env.envs.futures import Calibration, futures_of, reliability
+from astra_env.envs.reward_kit import LearnedReward
 from astra_env.models import WorldModel, WorldState
 from astra_env.models.reward_model import FILE_NAME as REWARD_FILE
 from astra_env.models.reward_model import RewardModel
@@ -106,11 +107,11 @@ def uncertainty(
 
 
 def judges(world_model: WorldModel, episodes: Episodes, heads: str | None) -> list[RewardModel]:
-    """The heads given, whose mean is the reward, else the world's own one, else none."""
-    folder = domain_folder(world_model.folder, episodes.name, episodes.modality)
-    own = [folder] if folder is not None and (folder / REWARD_FILE).is_file() else []
-    given = own if heads is None else [Path(heads), *sorted(Path(heads).glob("head_*"))]
-    return [RewardModel.load(entry, world_model.device) for entry in given]
+    """The heads given, whose mean is the reward, else the world's own, else none."""
+    folder = domain_folder(world_model.folder, episodes.name, episodes.modality) if heads is None else Path(heads)
+    if folder is None or (heads is None and not (folder / REWARD_FILE).is_file()):
+        return []
+    return LearnedReward.load(folder, world_model.device).heads
 
 
 @torch.no_grad()
@@ -175,7 +176,7 @@ def _rollout(
 
 def _rewards(heads: Sequence[RewardModel], state: WorldState) -> Tensor:
     """What each head says of B worlds: (heads, B)."""
-    return torch.stack([head(state.newest)[0] for head in heads])
+    return torch.stack([head(state.newest, state.speeds)[0] for head in heads])
 
 
 def _reencoded(world_model: WorldModel, state: WorldState) -> Tensor:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,14 @@ from tqdm import tqdm
 
 from astra_env.actions import ACTION_MODALITIES, ActionModality
 from astra_env.datasets.recorded import RecordedDataset
+from astra_env.envs import ENVIRONMENTS
 from astra_env.flags import flag
 from astra_env.writing import write_json
-from policies.agents import nearest_keys
+from policies.agents import EXPERTS, nearest_keys
 
 WEIGHTS, CONFIG = "policy.safetensors", "clone.json"
+_TOLD = {"pose": "measured_poses", "gripper": "gripper", "objects": "objects"}
+"""What a simulator tells -> the recorded array of it."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class CloneConfig:
     data: str  # folder of recorded episodes
     out: str = flag(dataclasses.MISSING, "folder of the policy")
     behaviours: tuple[str, ...] | None = flag(None, "which of the recorded behaviours to learn from; all of them")
+    expert: str | None = flag(None, "id whose expert says what to do in the recorded states; what was done in them")
     episodes: int | None = flag(None, "most episodes to learn from; all of them")
     steps: int = flag(3000, "of the optimiser")
     batch_size: int = flag(128, "frames in a step")
@@ -153,13 +158,34 @@ def _load(config: CloneConfig, split: str) -> tuple[Tensor, Tensor]:
         known.add(meta["behaviour"])
         if config.behaviours is None or meta["behaviour"] in config.behaviours:
             frames.append(arrays["frames"][: -meta["chunk_frames"] : meta["chunk_frames"]])
-            actions.append(arrays["actions"])
+            actions.append(arrays["actions"] if config.expert is None else advised(dataset, index, config.expert))
         if len(frames) == config.episodes:
             break
     if not frames:
         wanted = list(config.behaviours or ())
         raise ValueError(f"{config.data} has the behaviours {sorted(known)} in {split}, expected one of {wanted}.")
     return torch.from_numpy(np.concatenate(frames)), torch.from_numpy(np.concatenate(actions))
+
+
+def advised(dataset: RecordedDataset, index: int, environment: str) -> np.ndarray:
+    """What the expert of an id would do (N, A) in the states of a recorded episode, whatever was done there.
+
+    ValueError where it draws, or needs to know more than poses, gripper and objects.
+    """
+    expert, modality = EXPERTS[environment], ACTION_MODALITIES[ENVIRONMENTS[environment].modality]
+    arrays = dataset.arrays(index)
+    if dataset.modality != modality.name or expert.drawn:
+        raise ValueError(f"The expert of {environment} cannot say what to do in {dataset.modality} recordings alone.")
+    chunk, behaviour = json.loads(str(arrays["meta"]))["chunk_frames"], resolve_name(expert.make)
+    tracks = {name: arrays[key] for name, key in _TOLD.items() if key in arrays}
+    try:
+        actions = [
+            modality.validate(behaviour({name: track[chunk * step] for name, track in tracks.items()}), clip=True)
+            for step in range(len(arrays["actions"]))
+        ]
+    except KeyError as error:
+        raise ValueError(f"The expert of {environment} needs {error}, which no recording tells.") from None
+    return np.stack(actions)
 
 
 def _shares(actions: Tensor, modality: ActionModality) -> Tensor:

@@ -202,7 +202,8 @@ def _make_simulator(config: TrainPolicyConfig) -> gymnasium.Env[Any, Any]:
 def _world_options(config: TrainPolicyConfig) -> dict[str, Any]:
     options: dict[str, Any] = {name: getattr(config, name) for name in ("world_model", "observation", "device")}
     if config.reward is not None:
-        options["reward"] = LearnedReward.load(config.reward, config.device, pessimism=config.pessimism)
+        told: dict[str, Any] = {"pessimism": config.pessimism, "ends": not ENVIRONMENTS[config.environment].dwells}
+        options["reward"] = LearnedReward.load(config.reward, config.device, **told)
     return options
 
 

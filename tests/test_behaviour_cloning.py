@@ -9,7 +9,8 @@ import pytest
 from tiny import write_dataset
 
 from astra_env.actions import ACTION_MODALITIES
-from policies.behaviour_cloning import CONFIG, CloneConfig, ClonedPolicy, clone
+from astra_env.datasets.recorded import RecordedDataset
+from policies.behaviour_cloning import CONFIG, CloneConfig, ClonedPolicy, advised, clone
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,22 @@ def test_the_seed_decides_the_clone(data, tmp_path):
     ]
     weights = [(folder / "policy.safetensors").read_bytes() for folder in folders]
     assert weights[0] == weights[1] != weights[2]
+
+
+def test_an_expert_says_what_to_do_in_recorded_states(data):
+    """It goes from where the gripper was towards where the cube was, whatever was done."""
+    dataset = RecordedDataset(data)
+    arrays = dataset.arrays(0)
+    actions = advised(dataset, 0, "Astra-RT1-Reach-v0")
+    assert actions.shape == arrays["actions"].shape and not np.allclose(actions, arrays["actions"])
+    moments = slice(0, -4, 4)
+    ways = arrays["objects"][moments, 0] - arrays["measured_poses"][moments, :3, 3]
+    flat = np.clip(ways, -0.05, 0.05)[:, :2]
+    np.testing.assert_allclose(actions[:, :2], flat, atol=1e-6)
+    with pytest.raises(ValueError, match="cannot say what to do in end_effector recordings"):
+        advised(dataset, 0, "Astra-NuScenes-v0")
+    with pytest.raises(ValueError, match="cannot say what to do"):
+        advised(dataset, 0, "Astra-RT1-v0")  # it draws
 
 
 def test_bad_input_is_one_sentence(data, tmp_path):

@@ -9,6 +9,7 @@ from tiny import random_actions, random_frames, tiny_world_model
 from torch import nn
 
 from astra_env.envs.goal_kit import LearnedGoal
+from astra_env.envs.rewards import pose_error
 
 
 class Brightness(nn.Module):
@@ -62,6 +63,21 @@ def test_the_same_picture_is_at_distance_zero(world):
     frames = random_frames(1, 1)
     reward = LearnedGoal(Brightness(), world, frames[0, 0].numpy())(world.init_state(frames, "end_effector"))
     assert reward.value.item() == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("modality", ["end_effector", "camera"])
+def test_the_pose_of_the_goal_is_a_motion_away(modality):
+    world = tiny_world_model(action_dims={"end_effector": 7, "camera": 6})
+    picture = random_frames(1, 1, seed=5)[0, 0].numpy()
+    start = world.init_state(random_frames(2, 5), modality)
+    state = world.step(start, random_actions(2, modality=modality))
+    goal = LearnedGoal(Brightness(), world, picture)
+    apart = pose_error(goal.pose(state), state.poses)
+    for told, read in zip(apart, goal.distances(state.newest), strict=True):
+        torch.testing.assert_close(told.float(), read, atol=1e-4, rtol=1e-4)
+    way = goal.pose(state)[:, :3, 3] - state.poses[:, :3, 3]
+    along = state.poses[:, :3, 0] if modality == "camera" else torch.eye(4).double()[:3, 0].expand(2, 3)
+    torch.testing.assert_close((way * along).sum(1).abs().float(), way.norm(dim=1).float(), atol=1e-5, rtol=1e-4)
 
 
 def test_a_picture_of_another_size_is_told(world):

@@ -5,10 +5,15 @@ import json
 import gymnasium
 import numpy as np
 import pytest
+import torch
+from tiny import save_checkpoint
 
+import astra_env  # noqa: F401  registers the ids
 from astra_env.actions import ACTION_MODALITIES
+from astra_env.models.goal_model import GoalModel
 from benchmarks import planning
 from benchmarks.planning import Planner, RandomActor, Task, make_goal, pursue, render_planning, separation
+from policies.objectives import mean_reward
 
 TASK = Task("Astra-RT1-v0", metres=0.04, goal_steps=2, extra_steps=1)
 SMALL = {"horizon": 1, "num_samples": 8, "num_iterations": 1}
@@ -95,12 +100,32 @@ def test_the_imagined_world_begins_anew_from_all_real_frames(make):
         return reset(**given)
 
     env.reset = watched
-    outcome = pursue(simulator, TASK, goal, Planner(env, 0, **SMALL))
+    outcome = pursue(simulator, TASK, goal, Planner(env, 0, TASK, **SMALL))
     assert [len(options["frames"]) for options in seen] == [9, 13, 17]
     assert [len(options["actions"]) for options in seen] == [2, 3, 4]
     assert all(options["goal"] is goal.picture for options in seen)
     assert (seen[1]["frames"][-1] == int(127 + 200 * (goal.start[0, 3] + seen[1]["actions"][-1][0]))).all()
     assert len(outcome.ms) == len(outcome.rounds) == 3
+
+
+def test_plans_are_judged_by_what_the_goal_model_reads(tmp_path):
+    torch.manual_seed(0)
+    checkpoint = save_checkpoint(tmp_path / "world", domains=["robot"])
+    GoalModel(dim=8).save(checkpoint / "domains" / "robot")
+    env = gymnasium.make("Astra-RT1-v0", world_model=str(checkpoint), device="cpu")
+    goal, judges = make_goal(Gantry(), TASK, 0), {}
+    for judged in ("latents", "picture", "pose"):
+        planner = Planner(env, 0, TASK, judged=judged, **SMALL)
+        action = planner.act(goal.frames, goal.actions, goal.picture, planning.Outcome())
+        assert env.action_space.contains(action)
+        assert (planner.policy.score is mean_reward) == (judged == "latents")
+        judges[judged] = TASK.judge(env, goal.picture, judged)
+    assert judges["latents"] is None
+    state = env.unwrapped.save_state()
+    motion = judges["picture"].distances(state.newest)
+    terms = judges["pose"](state).terms
+    assert terms["pose_distance"].item() == pytest.approx(motion[0].item(), abs=1e-5)
+    assert terms["pose_angle"].item() == pytest.approx(motion[1].item(), abs=1e-5)
 
 
 def test_all_agents_are_measured_and_shown(checkpoint, tmp_path, monkeypatch):

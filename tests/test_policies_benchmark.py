@@ -14,8 +14,11 @@ from benchmarks import policies as bench
 from benchmarks.policies import (
     LEARNED,
     LEARNED_FOR_REAL,
+    SHARES,
+    Candidate,
     SameStarts,
     Sizes,
+    Sometimes,
     candidates,
     policies,
     rank_violation,
@@ -24,6 +27,8 @@ from benchmarks.policies import (
 )
 from policies import worlds
 from policies.agents import RandomPolicy
+from policies.evaluate import as_policy
+from policies.worlds import LastInfo
 
 ID = "Astra-RT1-v0"
 
@@ -96,9 +101,32 @@ def test_a_run_is_known_by_its_files(tmp_path):
         (tmp_path / "imagination" / "checkpoints" / f"{step}.zip").touch()
     found = candidates(tmp_path)
     # what learned in imagination is chosen there; in the simulator, it is the last one
-    assert found[LEARNED] == str(tmp_path / "imagination" / "best.zip")
-    assert found[LEARNED_FOR_REAL] == str(tmp_path / "simulator" / "policy.zip")
+    assert found[LEARNED] == Candidate(str(tmp_path / "imagination" / "best.zip"))
+    assert found[LEARNED_FOR_REAL] == Candidate(str(tmp_path / "simulator" / "policy.zip"))
     assert list(found)[-2:] == ["imagination, 900 steps", "imagination, 10000 steps"]
+    (tmp_path / "clone").mkdir()
+    shares = [candidate.random_share for candidate in candidates(tmp_path).values()][-4:]
+    assert shares == [0.0, *SHARES]
+
+
+def test_a_share_of_the_steps_is_at_random():
+    space = ACTION_MODALITIES["end_effector"].space()
+    still = as_policy(lambda seen: np.zeros(7, np.float32) if seen is None else np.full(7, seen, np.float32))
+    for share in (0.0, 0.25, 1.0):
+        policy = Sometimes(still, space, share).reset(seed=3)
+        actions = [policy.act(None) for _ in range(400)]
+        moved = [bool(action.any()) for action in actions]
+        assert abs(np.mean(moved) - share) < 0.07
+        policy.reset(seed=3)
+        assert all((policy.act(None) == action).all() for action in actions)
+
+
+def test_a_policy_of_pictures_is_shown_the_newest_frame():
+    world = LastInfo(Stage())
+    world.reset(seed=0)
+    seen = []
+    Sometimes(as_policy(lambda frame: seen.append(frame) or 0), world.action_space, 0.0, world).reset(0).act("latent")
+    assert seen[0].shape == (32, 32, 3) and (seen[0] == world.env.shade).all()
 
 
 def test_a_ranking_is_as_good_as_the_agreement():

@@ -6,7 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from astra_env import geometry
+from astra_env.actions import ACTION_MODALITIES
 from astra_env.envs.rewards import Reward
+from astra_env.kinematics import RigidMotion
 from astra_env.models import WorldModel, WorldState
 from astra_env.models.goal_model import GoalModel
 
@@ -14,8 +17,7 @@ from astra_env.models.goal_model import GoalModel
 class LearnedGoal:
     """Closeness to where a goal picture was taken: minus the distance that a `GoalModel` reads off the latents.
 
-    Gradients pass through it. ``gymnasium.make(id, reward=LearnedGoal(model, world_model, picture))`` judges by it,
-    and `policies.objectives.judged_by` lets plans do so.
+    Gradients pass through it: ``gymnasium.make(id, reward=LearnedGoal(model, world_model, picture))``.
 
     Args:
         model: from `astra-env fit-goal`.
@@ -61,3 +63,20 @@ class LearnedGoal:
         # a little is added under the root, so that gradients are finite at the goal
         distance, angle = motions.unflatten(1, (2, 3)).square().sum(-1).add(1e-12).sqrt().unbind(1)
         return distance, angle
+
+    def pose(self, state: WorldState) -> Tensor:
+        """Where the picture was taken (B, 4, 4), as worlds of one modality tell now and as seen from where they began.
+
+        Read off a latent that was seen and not imagined it is at its best; `PoseGoal` leads plans there.
+        """
+        motions = self.model(state.newest, self.goal.expand(len(state), -1, -1, -1)).detach().cpu().double()
+        kinematics = ACTION_MODALITIES[state.modality[0]].kinematics
+        turns = torch.from_numpy(geometry.axis_angle_to_matrix(motions[:, 3:].numpy())).to(state.poses)
+        way, poses = motions[:, :3, None].to(state.poses), state.poses.clone()
+        rotations = state.poses[:, :3, :3]
+        if isinstance(kinematics, RigidMotion) and not kinematics.moving:
+            rotated = turns @ rotations
+        else:
+            rotated, way = rotations @ turns, rotations @ way
+        poses[:, :3, :3], poses[:, :3, 3:] = rotated, poses[:, :3, 3:] + way
+        return poses
