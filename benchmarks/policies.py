@@ -40,7 +40,7 @@ class Sizes:
     """How much is measured."""
 
     episodes: int = 30
-    planned_episodes: int = 15
+    planned_episodes: int = 10
     """Of the planner, which takes half a second for an action."""
     seed: int = 7_000_000
     """Of the first episode; recordings, held-out ones and their tests are of other seeds."""
