@@ -90,7 +90,7 @@ def demonstrations(world_model: WorldModel) -> dict[str, Demonstration]:
     usable = {
         env_id: spec
         for env_id, spec in ENVIRONMENTS.items()
-        if spec.modality in world_model.modalities and not spec.discrete
+        if spec.modality in world_model.modalities and not spec.discrete and not spec.task
     }
     shown = [env_id for env_id, spec in usable.items() if (folder / spec.domain).is_dir()]
     if not shown:

@@ -31,7 +31,7 @@ def test_observations(make, observation):
     for seen, told in ((start, info), (after, step_info)):
         assert seen in env.observation_space and seen.dtype == dtype
         assert told["frames"].shape == (4, 32, 32, 3) and told["frames"].dtype == np.uint8
-        assert set(told["reward_terms"]) == {"task_reward", "success_probability"}
+        assert set(told["reward_terms"]) == {"task_reward", "success_probability", "reward_spread"}
         if observation != "latent":
             assert np.array_equal(seen, told["frames"][-1] if observation == "frame" else told["frames"])
     assert type(reward) is float and type(terminated) is bool and type(truncated) is bool

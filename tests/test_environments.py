@@ -131,8 +131,8 @@ def test_wrong_actions_are_refused(make, environment):
 @pytest.mark.parametrize(("outcome", "index"), [("success", 1), ("failure", 2)])
 def test_a_car_that_fails_has_not_succeeded(checkpoint, outcome, index):
     env = gym.make("Astra-NuScenes-v0", world_model=checkpoint, device="cpu")
-    env.unwrapped.reward_function.model.features[-1].bias.data[1:] = -50
-    env.unwrapped.reward_function.model.features[-1].bias.data[index] = 50
+    env.unwrapped.reward_function.heads[0].features[-1].bias.data[1:] = -50
+    env.unwrapped.reward_function.heads[0].features[-1].bias.data[index] = 50
     env.reset(seed=1)
     _, reward, terminated, _, info = env.step(np.zeros(2, np.float32))
     assert terminated and info["success"] == info["is_success"] == (outcome == "success")
