@@ -5,96 +5,112 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path("benchmarks/results/first_light.json")
+from astra_env.commands import Command, run_command
+
+RESULTS = Path("benchmarks/results")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; what goes wrong is told in one sentence."""
-    parser = argparse.ArgumentParser(prog="astra-bench", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    light = commands.add_parser("first-light", help="measure prediction, action following, speed and stability")
-    light.add_argument("--data", required=True, help="folder of recorded episodes (astra-env collect robot)")
-    light.add_argument("--world-model", default="astra-tiny", help="bundled name or checkpoint folder")
-    light.add_argument("--out", type=Path, default=RESULTS, help="results file; pictures are written beside it")
-    light.add_argument("--episodes", type=int, help="held-out episodes to use (default: up to 200)")
-    light.add_argument("--quick", action="store_true", help="a few of everything, to see that it works")
-    light.add_argument("--readme", type=Path, help="Markdown file whose first-light table is replaced")
-    report = commands.add_parser("report", help="write the table of earlier results into a Markdown file")
-    report.add_argument("--results", type=Path, default=RESULTS)
-    report.add_argument("--readme", type=Path, default=Path("README.md"))
-    wan = commands.add_parser("backbone", help="count the arithmetic of the 1.3B backbone; time it where a GPU is")
-    wan.add_argument("--out", type=Path, default=RESULTS.with_name("backbone.json"))
-    large = commands.add_parser("gpu", help="what the 1.3B shape reaches on a GPU; without one, what arithmetic allows")
-    large.add_argument("--out", type=Path, default=RESULTS.with_name("gpu.json"), help="results file")
-    fast = commands.add_parser(
-        "speed", help="time worlds against the reference's arithmetic and other shapes, on a CPU"
-    )
-    fast.add_argument("--out", type=Path, default=RESULTS.with_name("speed.json"), help="results file")
-    fast.add_argument("--quick", action="store_true", help="once of everything, to see that it works")
-    fast.add_argument("--readme", type=Path, help="Markdown file whose part about speed is replaced")
-    plans = commands.add_parser("planning", help="plan in imagination, act in the real simulator (make simulators)")
-    plans.add_argument("--out", type=Path, default=RESULTS.with_name("planning.json"), help="results file")
-    plans.add_argument("--episodes", type=int, default=20, help="goals of each task (%(default)s)")
-    plans.add_argument("--seed", type=int, default=0, help="of the first goal (%(default)s)")
-    plans.add_argument("--world-model", default="astra-tiny", help="bundled name or checkpoint folder")
-    doubt = commands.add_parser("uncertainty", help="how well doubt tells the true error, on held-out episodes")
-    doubt.add_argument("--data", required=True, nargs="+", type=_pair, help="robot=DIR driving=DIR ...")
-    doubt.add_argument("--heads", nargs="+", type=_pair, default=[], help="robot=DIR ... that fit-reward wrote")
-    doubt.add_argument("--world-model", default="astra-tiny", help="bundled name or checkpoint folder")
-    doubt.add_argument("--out", type=Path, default=RESULTS.with_name("uncertainty.json"), help="results file")
-    doubt.add_argument("--save", action="store_true", help="write each domain's calibration into the checkpoint")
-    doubt.add_argument("--quick", action="store_true", help="a few of everything, to see that it works")
-    clips = commands.add_parser("loading", help="clips a second from video files, against decoding them whole")
-    clips.add_argument("--out", type=Path, default=RESULTS.with_name("loading.json"), help="results file")
-    clips.add_argument("--readme", type=Path, help="Markdown file whose part about loading is replaced")
-    compared = commands.add_parser(
-        "policies", help="policies in the real simulator, learned and planned in imagination"
-    )
-    compared.add_argument("--runs", type=Path, required=True, help="folder of ID/imagination and ID/simulator runs")
-    compared.add_argument("--ids", nargs="+", required=True, help="environment ids")
-    compared.add_argument("--out", type=Path, default=RESULTS.with_name("policies.json"), help="results file")
-    compared.add_argument("--world-model", default="astra-tiny", help="bundled name or checkpoint folder")
-    compared.add_argument("--quick", action="store_true", help="a few of everything, to see that it works")
-    compared.add_argument("--readme", type=Path, help="Markdown file whose part about policies is replaced")
-    learns = commands.add_parser("learning", help="steps a second of PPO, native worlds against SyncVectorEnv")
-    learns.add_argument("--out", type=Path, default=RESULTS.with_name("learning.json"), help="results file")
-    learns.add_argument("--quick", action="store_true", help="a few of everything, to see that it works")
-    _add_domains(commands)
-    options = parser.parse_args(arguments)
-    run = {
-        "first-light": _first_light,
-        "report": _report,
-        "backbone": _backbone,
-        "domains": _domains,
-        "speed": _speed,
-        "gpu": _gpu,
-        "loading": _loading,
-        "learning": _learning,
-        "planning": _planning,
-        "policies": _policies,
-        "uncertainty": _uncertainty,
-    }
-    try:
-        run[options.command](options)
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"astra-bench: {error}")
+    """Runs one command; what a user can put right is told in one sentence, with exit code 2."""
+    run_command("astra-bench", str(__doc__), COMMANDS, arguments)
 
 
-def _add_domains(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("domains", help="measure every domain of one world model")
-    parser.add_argument("--data", required=True, nargs="+", type=_pair, help="robot=DIR driving=DIR camera=DIR ...")
-    parser.add_argument("--world-model", default="astra-tiny", help="bundled name or checkpoint folder")
-    parser.add_argument("--out", type=Path, default=RESULTS.with_name("domains.json"), help="results file")
-    parser.add_argument("--readme", type=Path, help="Markdown file whose part about the domains is replaced")
+def _add_results(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json", help="results file (%(default)s)")
+
+
+def _add_world_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--world-model", default="astra-tiny", help="bundled name or checkpoint folder (%(default)s)")
+
+
+def _add_quick(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="a few of everything, to see that it works")
+
+
+def _add_readme(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--readme", type=Path, help="Markdown file whose part about these results is replaced")
+
+
+def _add_domain_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, nargs="+", type=_pair, help="robot=DIR driving=DIR camera=DIR ...")
+
+
+def _add_first_light(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, help="folder of recorded episodes (astra-env collect robot)")
+    parser.add_argument("--episodes", type=int, help="held-out episodes to use (default: up to 200)")
+    _add_world_model(parser)
+    _add_results(parser, "first_light")
+    _add_quick(parser)
+    _add_readme(parser)
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--results", type=Path, default=RESULTS / "first_light.json", help="what a benchmark wrote")
+    parser.add_argument("--readme", type=Path, default=Path("README.md"), help="Markdown file (%(default)s)")
+
+
+def _add_backbone(parser: argparse.ArgumentParser) -> None:
+    _add_results(parser, "backbone")
+
+
+def _add_gpu(parser: argparse.ArgumentParser) -> None:
+    _add_results(parser, "gpu")
+
+
+def _add_speed(parser: argparse.ArgumentParser) -> None:
+    _add_results(parser, "speed")
+    _add_quick(parser)
+    _add_readme(parser)
+
+
+def _add_planning(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--episodes", type=int, default=20, help="goals of each task (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first goal (%(default)s)")
+    _add_world_model(parser)
+    _add_results(parser, "planning")
+
+
+def _add_uncertainty(parser: argparse.ArgumentParser) -> None:
+    _add_domain_data(parser)
+    parser.add_argument("--heads", nargs="+", type=_pair, default=[], help="robot=DIR ... that fit-reward wrote")
+    parser.add_argument("--save", action="store_true", help="write each domain's calibration into the checkpoint")
+    _add_world_model(parser)
+    _add_results(parser, "uncertainty")
+    _add_quick(parser)
+
+
+def _add_loading(parser: argparse.ArgumentParser) -> None:
+    _add_results(parser, "loading")
+    _add_readme(parser)
+
+
+def _add_learning(parser: argparse.ArgumentParser) -> None:
+    _add_results(parser, "learning")
+    _add_quick(parser)
+
+
+def _add_policies(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs", type=Path, required=True, help="folder of ID/imagination, ID/simulator and ID/clone")
+    parser.add_argument("--ids", nargs="+", required=True, help="environment ids")
+    _add_world_model(parser)
+    _add_results(parser, "policies")
+    _add_quick(parser)
+    _add_readme(parser)
+
+
+def _add_domains(parser: argparse.ArgumentParser) -> None:
+    _add_domain_data(parser)
     parser.add_argument("--single", nargs="+", type=_pair, default=[], help="robot=CHECKPOINT ... of one domain each")
     parser.add_argument("--joint", help="checkpoint that is compared with them (default: the world model)")
     parser.add_argument("--teacher", help="checkpoint that the world model was distilled from, to stand beside it")
+    _add_world_model(parser)
+    _add_results(parser, "domains")
+    _add_quick(parser)
+    _add_readme(parser)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -251,6 +267,21 @@ def _loading(options: argparse.Namespace) -> None:
     if options.readme is not None:
         replace_marked(options.readme, "loading", text)
     print(f"{text}\n\nWritten: {options.out}.")
+
+
+COMMANDS: dict[str, Command] = {
+    "first-light": Command("measure prediction, action following, speed and stability", _add_first_light, _first_light),
+    "report": Command("write the table of earlier results into a Markdown file", _add_report, _report),
+    "backbone": Command("count the arithmetic of the 1.3B backbone; time it where a GPU is", _add_backbone, _backbone),
+    "domains": Command("measure every domain of one world model", _add_domains, _domains),
+    "speed": Command("time worlds against the reference's arithmetic and other shapes, on a CPU", _add_speed, _speed),
+    "gpu": Command("what the 1.3B shape reaches on a GPU; without one, what arithmetic allows", _add_gpu, _gpu),
+    "loading": Command("clips a second from video files, against decoding them whole", _add_loading, _loading),
+    "learning": Command("steps a second of PPO, native worlds against SyncVectorEnv", _add_learning, _learning),
+    "planning": Command("plan in imagination, act in the real simulator", _add_planning, _planning),
+    "policies": Command("policies in the real simulator, learned and planned in imagination", _add_policies, _policies),
+    "uncertainty": Command("how well doubt tells the true error, on held-out episodes", _add_uncertainty, _uncertainty),
+}
 
 
 if __name__ == "__main__":

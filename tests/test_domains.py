@@ -281,7 +281,7 @@ def test_one_command_measures_the_domains_and_fills_the_readme(world_model, tmp_
     assert readme.read_text() == filled and "RotErr" in capsys.readouterr().out
 
 
-def test_data_of_another_domain_is_refused(world_model, tmp_path):
+def test_data_of_another_domain_is_refused(world_model, tmp_path, capsys):
     checkpoint = tmp_path / "world"
     world_model.save_pretrained(checkpoint)
     folder = write_domain(tmp_path / "camera", "camera")
@@ -289,5 +289,7 @@ def test_data_of_another_domain_is_refused(world_model, tmp_path):
         (f"multicam={folder}", "'camera', expected 'multicam'"),
         (f"moon={folder}", "no domain 'moon'"),
     ):
-        with pytest.raises(SystemExit, match=reason):
+        with pytest.raises(SystemExit) as exit_info:
             main(["domains", "--data", given, "--world-model", str(checkpoint), "--out", str(tmp_path / "out.json")])
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert exit_info.value.code == 2 and told.startswith("astra-bench domains: ") and reason in told
