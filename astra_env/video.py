@@ -5,7 +5,7 @@ Frames are RGB arrays of shape (T, H, W, 3) and one picture is (H, W, 3), both u
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,6 +20,12 @@ _SHADE = (18, 20, 26)
 # Bars are coloured by what they measure: metres, radians, and anything else.
 _BAR_COLOURS = {"m": (96, 178, 255), "rad": (255, 176, 84)}
 _OTHER_COLOUR = (122, 226, 140)
+# Filters that turn frames into 256 colours; differences between frames count most, and dots do not crawl.
+_PALETTE = (
+    ("split", ""),
+    ("palettegen", "stats_mode=diff"),
+    ("paletteuse", "dither=bayer:bayer_scale=4:diff_mode=rectangle"),
+)
 
 
 def read_video(
@@ -85,23 +91,34 @@ def video_info(path: str | Path) -> tuple[int, float]:
         raise ValueError(f"{path} cannot be read as a video ({error}); MP4, WebM, MKV and GIF work") from error
 
 
-def write_video(path: str | Path, frames: np.ndarray, fps: float, *, key_every: int | None = None) -> None:
-    """Writes uint8 frames (T, H, W, 3) as an H.264 MP4 that browsers and players open.
+def write_video(
+    path: str | Path, frames: np.ndarray | Sequence[np.ndarray], fps: float, *, key_every: int | None = None
+) -> None:
+    """Writes uint8 frames (T, H, W, 3) as an H.264 MP4, or where the name ends in .gif as a GIF that repeats for ever.
 
     The file appears under its name only when complete. H.264 stores colour at half resolution, so an odd
     height or width is padded by one pixel that repeats the edge. One frame in `key_every` is stored whole: few make a
-    small file, many are quick to read from anywhere; by the encoder's own rule if None.
+    small file, many are quick to read from anywhere; by the encoder's own rule if None. A GIF has 256 colours, chosen
+    for the whole video, and shows frames for whole hundredths of a second.
     """
-    frames = _checked(frames, ndim=4)
+    frames = _checked(np.asarray(frames), ndim=4)
     if len(frames) == 0 or fps <= 0:
         raise ValueError(f"a video needs at least one frame and fps > 0, got {len(frames)} frames at {fps} fps")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished, rate = path.with_name(path.name + ".tmp"), Fraction(fps).limit_denominator(1001)
+    if path.suffix.lower() == ".gif":
+        _write_gif(unfinished, frames, rate)
+    else:
+        _write_mp4(unfinished, frames, rate, key_every)
+    unfinished.replace(path)
+
+
+def _write_mp4(path: Path, frames: np.ndarray, rate: Fraction, key_every: int | None) -> None:
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    unfinished = path.with_name(path.name + ".tmp")
-    with av.open(str(unfinished), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=rate)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "16", "preset": "medium"}
@@ -110,7 +127,34 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float, *, key_every: 
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
-    unfinished.replace(path)
+
+
+def _write_gif(path: Path, frames: np.ndarray, rate: Fraction) -> None:
+    """Colours are chosen from all frames, then every frame is painted with them."""
+    height, width = frames.shape[1:3]
+    graph = av.filter.Graph()
+    source = graph.add_buffer(
+        width=width, height=height, format=av.VideoFormat("rgb24", width, height), time_base=1 / rate
+    )
+    split, choose, paint = (graph.add(name, options) for name, options in _PALETTE)
+    sink = graph.add("buffersink")
+    source.link_to(split)
+    split.link_to(paint, 0, 0)
+    split.link_to(choose, 1, 0)
+    choose.link_to(paint, 0, 1)
+    paint.link_to(sink)
+    graph.configure()
+    for index, frame in enumerate(frames):
+        picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+        picture.pts, picture.time_base = index, 1 / rate
+        source.push(picture)
+    source.push(None)
+    with av.open(str(path), "w", format="gif", options={"loop": "0"}) as container:
+        stream = container.add_stream("gif", rate=rate)
+        stream.height, stream.width, stream.pix_fmt = height, width, "pal8"
+        for _ in range(len(frames)):
+            container.mux(stream.encode(graph.vpull()))
+        container.mux(stream.encode())
 
 
 def read_image(path: str | Path) -> np.ndarray:

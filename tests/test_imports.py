@@ -24,9 +24,11 @@ LAYERS = (
     ("astra_env.kinematics",),
     ("astra_env.actions",),
     ("astra_env.video",),
+    ("astra_env.pictures",),
     ("astra_env.models", "astra_env.datasets", "astra_env.simulators"),
-    ("astra_env.envs.", "astra_env.training", "astra_env.visualization"),
-    ("astra_env.demo",),
+    ("astra_env.envs.", "astra_env.training"),
+    ("astra_env.visualization",),
+    ("astra_env.demo", "astra_env.play"),
     ("astra_env.commands",),
     ("astra_env.cli", "astra_env.__main__"),
     ("policies",),
@@ -37,10 +39,14 @@ LAYERS = (
 ANYWHERE = {"astra_env"}
 
 HEAVY = (
+    "PIL",
+    "aiohttp",
     "diffusers",
     "ikpy",
+    "matplotlib",
     "mujoco",
     "nuscenes",
+    "pygame",
     "ray",
     "rerun",
     "robosuite",

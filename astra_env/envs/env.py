@@ -11,6 +11,7 @@ import torch
 from astra_env.envs import ENVIRONMENTS
 from astra_env.envs.rewards import PathReward, Reward
 from astra_env.envs.vector_env import AstraVectorEnv
+from astra_env.envs.window import Window
 from astra_env.envs.worlds import ImaginedWorlds, StepInfo
 from astra_env.models import WorldState
 
@@ -53,11 +54,32 @@ class AstraEnv(ImaginedWorlds, gymnasium.Env[Any, Any]):
     `num_inference_steps`, `guidance_scale`, `guidance_interval` (noise levels at which guidance acts) and
     `text_guidance_scale` override the checkpoint's defaults; `style` is added to every prompt ("in the rain");
     `clip_actions` clips instead of refusing actions out of bounds.
+
+    ## Rendering
+    `render_mode`: `"rgb_array"`: the newest frame (H, W, 3); `"rgb_array_list"`: all frames since `render` was last
+    called, the newest one of the start and all of each chunk, `render_fps` of them a second; `"human"`: a window in
+    which every chunk runs at its own speed above its action, in steps and resets, without calls of `render`.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012  (as Gymnasium declares it)
+    metadata = {  # noqa: RUF012  (as Gymnasium declares it)
+        "render_modes": ["human", "rgb_array", "rgb_array_list"],
+        "render_fps": 5,
+    }
 
     _frames: np.ndarray | None = None
+    _window: Window | None = None
+
+    def __init__(self, environment: str = "Astra-RT1-v0", *, render_mode: str | None = None, **options: Any) -> None:
+        super().__init__(environment, render_mode=render_mode, **options)
+        modes = self.metadata["render_modes"]
+        if render_mode is not None and render_mode not in modes:
+            raise ValueError(f"render_mode is {render_mode!r}, expected one of {modes}.")
+        self._shown: list[np.ndarray] = []  # frames that `render` has not given yet
+        fps = frame_rate(self)
+        pictures = fps if render_mode == "rgb_array_list" else fps / self.world_model.chunk_frames
+        self.metadata = {**self.metadata, "render_fps": pictures}
+        if render_mode == "human":
+            self._window = Window(environment, self.action_modality, fps)
 
     @property
     def path(self) -> np.ndarray | None:
@@ -73,7 +95,10 @@ class AstraEnv(ImaginedWorlds, gymnasium.Env[Any, Any]):
         super().reset(seed=seed)
         state, rewards = self._begin([self.np_random], [options or {}])
         self.reward_function = rewards[0]
-        return self._enter(state, self.reward_function(state))
+        observation, info = self._enter(state, self.reward_function(state))
+        self._shown.clear()
+        self._show(None)
+        return observation, info
 
     @torch.no_grad()
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -84,6 +109,7 @@ class AstraEnv(ImaginedWorlds, gymnasium.Env[Any, Any]):
         state = self.world_model.step(self.state, actions, **self.sampling)
         reward = self.reward_function(state)
         observation, info = self._enter(state, reward)
+        self._show(actions[0].numpy())
         return observation, float(reward.value[0]), bool(reward.done[0]), False, info
 
     def _enter(self, state: WorldState, reward: Reward) -> tuple[np.ndarray, dict[str, Any]]:
@@ -96,16 +122,37 @@ class AstraEnv(ImaginedWorlds, gymnasium.Env[Any, Any]):
         self._frames = told["frames"][0]
         return observations[0], alone
 
+    def _show(self, action: np.ndarray | None) -> None:
+        """Show or keep what a step under an action (A,) has brought, or the newest frame of a start (None)."""
+        if self.render_mode in ("human", "rgb_array_list"):
+            frames = self._newest_frames()[-1 if action is None else 0 :]
+            if self._window is not None:
+                self._window.show(frames, action)
+            else:
+                self._shown += [frame.copy() for frame in frames]
+
     @torch.no_grad()
-    def render(self) -> np.ndarray | None:
-        """The newest frame, uint8 (H, W, 3)."""
+    def render(self) -> np.ndarray | list[np.ndarray] | None:  # type: ignore[override]
+        """The newest frame uint8 (H, W, 3), or a list of all since the last call; None for a window."""
+        if self.render_mode == "rgb_array_list":
+            shown, self._shown = self._shown, []
+            return shown
         if self.render_mode != "rgb_array":
             return None
         if self.state is None:
             return np.zeros((*self.world_model.frame_size, 3), np.uint8)
-        if self._frames is None:  # nobody has seen this state yet
-            self._frames = self._frames_of(self.state)[0]
-        return self._frames[-1].copy()
+        return self._newest_frames()[-1].copy()
+
+    def _newest_frames(self) -> np.ndarray:
+        """The frames (T, H, W, 3) of the newest chunk, decoded if nobody has seen them yet."""
+        if self._frames is None:
+            self._frames = self._frames_of(self.save_state())[0]
+        return self._frames
+
+    def close(self) -> None:
+        """Close the window, if there is one."""
+        if self._window is not None:
+            self._window.close()
 
     def objective(self, state: WorldState) -> torch.Tensor:
         """Reward (B,) of any worlds under the episode's task or goal: what planners maximise."""
@@ -127,6 +174,12 @@ class AstraEnv(ImaginedWorlds, gymnasium.Env[Any, Any]):
         if len(state) != 1:
             raise ValueError(f"The state holds {len(state)} worlds, expected 1; choose one with state[i].")
         self.state, self._frames = state, None
+
+
+def frame_rate(worlds: ImaginedWorlds) -> float:
+    """Frames a second of imagined worlds."""
+    model = worlds.world_model
+    return worlds.action_modality.rate_hz * model.chunk_frames / model.sampling.chunk_size
 
 
 def _row(value: Any) -> Any:

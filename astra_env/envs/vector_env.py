@@ -63,8 +63,10 @@ class AstraVectorEnv(ImaginedWorlds, VectorEnv[np.ndarray, np.ndarray, np.ndarra
     ) -> AstraVectorEnv:
         """Copies of a single environment's world, one for each generator that their later resets draw from."""
         env = cls.__new__(cls)
-        alone = {"spec", "_frames", "_np_random", "_np_random_seed"}  # of the single environment
+        # of the single environment, whose window shows one world
+        alone = {"spec", "metadata", "_frames", "_shown", "_window", "_np_random", "_np_random_seed"}
         vars(env).update({name: value for name, value in vars(worlds).items() if name not in alone})
+        env.render_mode = worlds.render_mode and "rgb_array"
         env._widen(len(rngs), max_episode_steps, AutoresetMode.NEXT_STEP)
         env._rngs, env.state = list(rngs), worlds.save_state().repeat(len(rngs))
         return env
@@ -74,7 +76,9 @@ class AstraVectorEnv(ImaginedWorlds, VectorEnv[np.ndarray, np.ndarray, np.ndarra
         if num_envs < 1:
             raise ValueError(f"The number of worlds is {num_envs}, expected at least 1.")
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
-        self.metadata = {**self.metadata, "autoreset_mode": AutoresetMode(autoreset_mode)}
+        rate = self.action_modality.rate_hz / self.world_model.sampling.chunk_size  # chunks a second
+        mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**self.metadata, "render_fps": rate, "autoreset_mode": mode}
         self.single_action_space, self.single_observation_space = self.action_space, self.observation_space
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
