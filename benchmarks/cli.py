@@ -83,6 +83,13 @@ def _add_uncertainty(parser: argparse.ArgumentParser) -> None:
     _add_quick(parser)
 
 
+def _add_inertia(parser: argparse.ArgumentParser) -> None:
+    _add_domain_data(parser)
+    _add_world_model(parser)
+    _add_results(parser, "inertia")
+    _add_quick(parser)
+
+
 def _add_loading(parser: argparse.ArgumentParser) -> None:
     _add_results(parser, "loading")
     _add_readme(parser)
@@ -229,6 +236,13 @@ def _uncertainty(options: argparse.Namespace) -> None:
     print(f"{render_uncertainty(results)}\n\nWritten: {options.out}, and beside it {options.out.stem}.png.")
 
 
+def _inertia(options: argparse.Namespace) -> None:
+    from benchmarks.inertia import QUICK, Sizes, inertia, render_inertia
+
+    results = inertia(dict(options.data), options.world_model, options.out, QUICK if options.quick else Sizes())
+    print(f"{render_inertia(results)}\n\nWritten: {options.out}.")
+
+
 def _planning(options: argparse.Namespace) -> None:
     from benchmarks.planning import planning, render_planning
 
@@ -280,6 +294,7 @@ COMMANDS: dict[str, Command] = {
     "learning": Command("steps a second of PPO, native worlds against SyncVectorEnv", _add_learning, _learning),
     "planning": Command("plan in imagination, act in the real simulator", _add_planning, _planning),
     "policies": Command("policies in the real simulator, learned and planned in imagination", _add_policies, _policies),
+    "inertia": Command("quality and obedience against the length of history", _add_inertia, _inertia),
     "uncertainty": Command("how well doubt tells the true error, on held-out episodes", _add_uncertainty, _uncertainty),
 }
 

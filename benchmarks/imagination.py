@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,13 @@ from astra_env.training.episodes import Episodes, load_episodes
 from benchmarks.metrics import PerceptualFeatures, psnr, ssim
 
 START, HORIZON = 4, 10
-"""Chunks that are known at a start, and chunks that are imagined from there."""
+"""Chunks that are usually known at a start, and chunks that are imagined from there."""
 CHUNK_FRAMES = 4
 PERCEPTUAL_HORIZONS = (1, 5, 10)
 PART = 50
 """Worlds that are imagined in one batch."""
 Starts = Sequence[tuple[int, int]]
-"""Moments that worlds begin from: held-out episode and chunk; the START chunks before are known."""
+"""Moments that worlds begin from: held-out episode and chunk."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,15 @@ class Bench:
     blocked: np.ndarray  # bool (E, N): whether the pose missed the commanded one in a chunk
     speeds: np.ndarray  # float32 (E, 4 N + 1): m/s, zeros where the domain has none
     behaviours: tuple[str, ...]  # what led each episode
+    known: int = START
+    """Chunks before a start that a world is told; none leaves it one picture."""
+    first: int = START
+    """Chunk of an episode from which on worlds may begin, at least `known`."""
 
     @property
     def horizon(self) -> int:
         """Chunks that can be compared with a recording."""
-        return min(HORIZON, self.heldout.actions.shape[1] - START)
+        return min(HORIZON, self.heldout.actions.shape[1] - self.first)
 
 
 def load_tracks(root: str | os.PathLike[str], split: str, count: int, *names: str) -> list[dict[str, np.ndarray]]:
@@ -97,7 +101,7 @@ def rollout(bench: Bench, starts: Starts, actions: Tensor, **sampling: Any) -> T
 
 def begin(bench: Bench, starts: Starts) -> WorldState:
     """Worlds at their starts, with what was recorded before."""
-    past = torch.stack([bench.heldout.actions[e, c - START : c] for e, c in starts])
+    past = torch.stack([bench.heldout.actions[e, c - bench.known : c] for e, c in starts])
     speeds = [float(bench.speeds[e, CHUNK_FRAMES * c]) for e, c in starts]
     return bench.world_model.init_state(
         known_frames(bench, starts), bench.heldout.modality, actions=past, speeds=speeds
@@ -105,15 +109,15 @@ def begin(bench: Bench, starts: Starts) -> WorldState:
 
 
 def known_frames(bench: Bench, starts: Starts) -> Tensor:
-    """What a world is told before it imagines: the recorded uint8 (B, 4 START + 1, H, W, 3)."""
-    return torch.stack([bench.heldout.frames[e, 4 * (c - START) : 4 * c + 1] for e, c in starts])
+    """What a world is told before it imagines: the recorded uint8 (B, 4 known + 1, H, W, 3)."""
+    return torch.stack([bench.heldout.frames[e, 4 * (c - bench.known) : 4 * c + 1] for e, c in starts])
 
 
 def decoded_start(bench: Bench, starts: Starts) -> Tensor:
-    """The last known chunk as the autoencoder shows it, with the frame before: uint8 (B, 5, H, W, 3)."""
-    autoencoder, shown = bench.world_model.autoencoder, []
+    """The last chunk before as the autoencoder shows it, with the frame before: uint8 (B, 5, H, W, 3)."""
+    autoencoder, shown, told = bench.world_model.autoencoder, [], replace(bench, known=START)
     for part in _parts(starts):
-        latents = autoencoder.encode(known_frames(bench, part).to(bench.world_model.device))
+        latents = autoencoder.encode(known_frames(told, part).to(bench.world_model.device))
         shown.append(autoencoder.decode_video(latents).cpu()[:, -CHUNK_FRAMES - 1 :])
     return torch.cat(shown)
 
@@ -124,22 +128,22 @@ def _parts(starts: Starts) -> list[Starts]:
 
 def open_loop_frames(bench: Bench, rows: Tensor, order: Tensor, **sampling: Any) -> Tensor:
     """Imagine held-out episodes `rows` under the actions of episodes `order`: uint8 (B, 4 horizon, H, W, 3)."""
-    actions = bench.heldout.actions[order, START : START + bench.horizon]
-    return rollout(bench, [(row, START) for row in rows.tolist()], actions, **sampling)
+    actions = bench.heldout.actions[order, bench.first : bench.first + bench.horizon]
+    return rollout(bench, [(row, bench.first) for row in rows.tolist()], actions, **sampling)
 
 
 def recorded_frames(bench: Bench, rows: Tensor) -> Tensor:
     """What really happened: uint8 (B, 4 horizon, H, W, 3)."""
-    return bench.heldout.frames[rows, 4 * START + 1 : 4 * (START + bench.horizon) + 1]
+    return bench.heldout.frames[rows, 4 * bench.first + 1 : 4 * (bench.first + bench.horizon) + 1]
 
 
 def autoencoded_frames(bench: Bench, rows: Tensor) -> Tensor:
     """What the decoder could show at best, as `recorded_frames`."""
-    autoencoder, end = bench.world_model.autoencoder, 4 * (START + bench.horizon) + 1
+    autoencoder, end = bench.world_model.autoencoder, 4 * (bench.first + bench.horizon) + 1
     videos = []
     for part in rows.split(16):
         latents = autoencoder.encode(bench.heldout.frames[part, :end].to(bench.world_model.device))
-        videos.append(autoencoder.decode_video(latents).cpu()[:, 4 * START + 1 :])
+        videos.append(autoencoder.decode_video(latents).cpu()[:, 4 * bench.first + 1 :])
     return torch.cat(videos)
 
 
@@ -150,7 +154,7 @@ def open_loop(bench: Bench, features: PerceptualFeatures | None = None, perceptu
     videos = {
         "true": open_loop_frames(bench, rows, rows),
         "shuffled": open_loop_frames(bench, rows, rows.roll(1)),
-        "still": bench.heldout.frames[:, 4 * START : 4 * START + 1].expand_as(truth),
+        "still": bench.heldout.frames[:, 4 * bench.first : 4 * bench.first + 1].expand_as(truth),
         "ceiling": autoencoded_frames(bench, rows),
     }
     horizons = list(range(1, bench.horizon + 1))

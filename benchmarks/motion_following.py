@@ -77,7 +77,7 @@ class Probe:
 def choose_starts(bench: Bench, probe: Probe, count: int) -> list[tuple[Start, np.ndarray]]:
     """Up to count starts with their actions, in a fixed random order; none where the pose has just been stopped."""
     num_episodes, num_chunks = bench.heldout.actions.shape[:2]
-    candidates = [(episode, chunk) for episode in range(num_episodes) for chunk in range(START, num_chunks)]
+    candidates = [(episode, chunk) for episode in range(num_episodes) for chunk in range(bench.first, num_chunks)]
     chosen: list[tuple[Start, np.ndarray]] = []
     for index in torch.randperm(len(candidates), generator=torch.Generator().manual_seed(0)).tolist():
         start = Start(bench, *candidates[index])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from astra_env.actions import ACTION_MODALITIES
-from benchmarks.imagination import START, Bench, begin
+from benchmarks.imagination import Bench, begin
 from benchmarks.pose_estimator import displacement, load_poses
 
 FOLLOW_STEPS, FOLLOW_SHARE = 5, 0.8
@@ -60,7 +60,9 @@ class RobotFollower:
         """Up to count (episode, chunk) of the held-out split with room in a direction, in a fixed random order."""
         (axis, sign), space = DIRECTIONS[name], self.workspace
         num_episodes, num_chunks = bench.heldout.actions.shape[:2]
-        candidates = [(episode, chunk) for episode in range(num_episodes) for chunk in range(START, num_chunks, 5)]
+        candidates = [
+            (episode, chunk) for episode in range(num_episodes) for chunk in range(bench.first, num_chunks, 5)
+        ]
         order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(0)).tolist()
         room = (space.high - space.vectors if sign > 0 else space.vectors - space.low)[..., axis]
         chosen = [candidates[index] for index in order]
