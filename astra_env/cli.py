@@ -7,7 +7,7 @@ import os
 import typing
 from collections.abc import Sequence
 
-from astra_env.commands import Command, data, run_command, training
+from astra_env.commands import Command, data, play, run_command, training
 from astra_env.envs import ENVIRONMENTS
 
 # Spinning OpenMP threads slow a small model down many times over on a machine that does anything else; it has to
@@ -123,6 +123,7 @@ COMMANDS: dict[str, Command] = {
     "demo": Command("imagine scripted actions and a plan; write an MP4 and Rerun recordings", _add_demo, _demo),
     "rollout": Command("imagine random actions; write a video and an episode's file", _add_rollout, _rollout),
     "replay": Command("check that an episode comes again, bit by bit", _add_replay, _replay),
+    **play.COMMANDS,
     **data.COMMANDS,
     **training.COMMANDS,
 }

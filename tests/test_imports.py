@@ -39,8 +39,6 @@ LAYERS = (
 ANYWHERE = {"astra_env"}
 
 HEAVY = (
-    "PIL",
-    "aiohttp",
     "diffusers",
     "ikpy",
     "matplotlib",

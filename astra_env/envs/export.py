@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pkgutil import resolve_name
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import astra_env  # noqa: F401  registers the ids
 from astra_env.datasets import Clip
 from astra_env.envs import ENVIRONMENTS
+from astra_env.envs.worlds import ImaginedWorlds
 
 WRITERS: dict[str, str] = {
     "lerobot": "astra_env.datasets.lerobot_writer:write_lerobot",
@@ -73,26 +74,38 @@ def imagine_clips(
         lengths = np.where(terminations | truncations, np.minimum(lengths, index + 1), lengths)
         if (lengths <= index + 1).all():
             break
-    return [
-        _clip(env, told[: length + 1], np.stack(taken)[:length, row], row)
-        for row, length in enumerate(lengths.tolist())
-    ]
+    clips = []
+    for row, length in enumerate(lengths.tolist()):
+        own = [_row(info, row) for info in told[: length + 1]]
+        clips.append(clip_of(worlds, own, np.stack(taken)[:length, row], f"{environment}, world {row}"))
+    return clips
 
 
-def _clip(env: Any, told: list[dict[str, Any]], actions: np.ndarray, row: int) -> Clip:
-    """The clip of one world from what was told of it at its start and after each of its actions (N, A)."""
-    worlds = env.unwrapped
-    modality, chunks = worlds.action_modality, [info["frames"][row] for info in told]
+def _row(info: Mapping[str, Any], row: int) -> dict[str, Any]:
+    """What a clip needs of what is told of one of many worlds."""
+    speed = {"speed": info["speed"][row]} if "speed" in info else {}
+    return {"frames": info["frames"][row], "pose": info["pose"][row], **speed}
+
+
+def clip_of(worlds: ImaginedWorlds, told: Sequence[Mapping[str, Any]], actions: np.ndarray, source: str) -> Clip:
+    """The clip of one world from what was told of it at its start and after each of its actions.
+
+    Args:
+        worlds: the environment.
+        told: N + 1 infos of one world, as `AstraEnv` gives them.
+        actions: physical (N, A).
+        source: what a message calls the clip.
+    """
+    modality, chunks = worlds.action_modality, [info["frames"] for info in told]
     held = len(chunks[1])  # frames in a chunk
     fps = modality.rate_hz * held / worlds.world_model.sampling.chunk_size
     shares = modality.split(actions, held).reshape(-1, modality.action_dim)
     speeds = None
     if "speed" in told[0]:
-        ends = [float(info["speed"][row]) for info in told]
+        ends = [float(info["speed"]) for info in told]
         speeds = np.interp(np.arange(len(shares) + 1) / held, np.arange(len(ends)), ends).astype(np.float32)
-    start = told[0]["pose"][row].astype(np.float64)
+    start = told[0]["pose"].astype(np.float64)
     poses = modality.integrate(start, shares, speed=0.0 if speeds is None else float(speeds[0]), rate_hz=fps)
-    spec = ENVIRONMENTS[env.spec.id]
     return Clip(
         frames=np.concatenate([chunks[0][-1:], *chunks[1:]]),
         actions=shares,
@@ -100,6 +113,6 @@ def _clip(env: Any, told: list[dict[str, Any]], actions: np.ndarray, row: int) -
         fps=fps,
         poses=poses.astype(np.float32),
         speeds=speeds,
-        text=spec.description,
-        source=f"{env.spec.id}, world {row}",
+        text=ENVIRONMENTS[worlds.environment].description,
+        source=source,
     )

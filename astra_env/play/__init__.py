@@ -1,0 +1,1 @@
+"""Imagined worlds in a browser: `astra-env play ID`."""

@@ -1,0 +1,219 @@
+"""One visitor's world: it goes on, goes back, forks into two that can be compared, and is recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+import astra_env  # noqa: F401  registers the ids
+from astra_env.actions import DISCRETE_ACTIONS
+from astra_env.envs.env import AstraEnv
+from astra_env.play.controls import heading, nearest_choice
+from astra_env.play.players import Player, find_player
+from astra_env.play.saving import Saved, save_takes
+from astra_env.play.timeline import Moment, Take, Timeline
+
+YOU, HELD = "you", "held"
+"""Who may act in a branch, beside the players: the visitor, or the action of the moment when it was chosen."""
+MAX_PROMPT = 1000
+
+
+@dataclass
+class Branch:
+    """One of the worlds that a visitor sees."""
+
+    timeline: Timeline
+    by: str = YOU
+    player: Player | None = None
+    held: np.ndarray | None = None
+    """The physical action (A,) that is held, where that is who acts."""
+
+
+class PlayWorld:
+    """Imagined worlds of one visitor; all that they share with other visitors is the model's weights.
+
+    Args:
+        environment: a key of `ENVIRONMENTS`.
+        players: names that `find_player` knows.
+        options: of `gymnasium.make`, such as ``world_model=``.
+
+    Raises:
+        ValueError: a name or an option is not known.
+    """
+
+    def __init__(self, environment: str, players: Sequence[str] = (), **options: Any) -> None:
+        made: Any = gymnasium.make(environment, disable_env_checker=True, **options)
+        self.env: AstraEnv = made.unwrapped  # without a limit of time
+        self.modality = self.env.action_modality
+        self.makers = {name: find_player(name) for name in players}
+        discrete = isinstance(self.env.action_space, gymnasium.spaces.Discrete)
+        self.choices = self.modality.discrete(DISCRETE_ACTIONS[self.modality.name]) if discrete else None
+        self.reads_text = self.env.world_model.text_encoder is not None
+        self.take: Take | None = None
+        self.takes: list[Take] = []
+        self.seed = 0
+        self.branches: list[Branch] = []
+
+    @property
+    def chunk_seconds(self) -> float:
+        """Time that a step shows."""
+        return self.env.world_model.sampling.chunk_size / self.modality.rate_hz
+
+    @property
+    def main(self) -> Timeline:
+        """The time line of the first branch, which is the one that is recorded; ValueError before there is one."""
+        if not self.branches:
+            raise ValueError("There is no world yet; start one from a picture.")
+        return self.branches[0].timeline
+
+    # 1. Going on
+
+    def reset(self, seed: int, options: Mapping[str, Any] | None = None) -> None:
+        """A new start, as `AstraEnv.reset` makes it; what was being recorded ends."""
+        observation, info = self.env.reset(seed=seed, options=dict(options or {}))
+        self.env.action_space.seed(seed)
+        self.record(False)
+        self.seed = seed
+        by = self.branches[0].by if self.branches else YOU
+        self.branches = [Branch(Timeline(self.env.save_state(), Moment(0, info, observation, None)))]
+        self.choose(0, by)
+
+    def step(self, action: np.ndarray) -> None:
+        """One step of all branches; action (A,) is the visitor's, which holds where nobody else acts.
+
+        Raises:
+            ValueError: a player's action is not one.
+        """
+        steps = [self._imagine(branch, action) for branch in self.branches]
+        for branch, step in zip(self.branches, steps, strict=True):
+            branch.timeline.add(*step)
+        if self.take is not None:
+            self.take.follow(self.main)
+            if self.take.full:
+                self.record(False)
+
+    def _imagine(self, branch: Branch, action: np.ndarray) -> tuple[Any, Moment]:
+        """The state and the moment to which a branch goes on."""
+        timeline = branch.timeline
+        self.env.restore_state(timeline.state)
+        given = self._given(branch, action)
+        observation, reward, over, _, info = self.env.step(given)
+        physical = self.env.physical(given, ())
+        moment = Moment(timeline.now.step + 1, info, observation, physical, reward, over)
+        return self.env.save_state(), moment
+
+    def _given(self, branch: Branch, action: np.ndarray) -> Any:
+        """What the environment is given in a branch: in worlds of keys, the number of the set nearest to an action."""
+        if branch.player is not None:
+            try:
+                return branch.player(branch.timeline.now.observation)
+            except Exception as error:  # a plug-in may raise anything
+                raise ValueError(f"{branch.by} has failed: {error!r}.") from error
+        chosen = action if branch.held is None else branch.held
+        return chosen if self.choices is None else nearest_choice(chosen, self.choices, self.modality)
+
+    def set_prompt(self, text: str) -> None:
+        """Describe the worlds anew from now on."""
+        if not self.reads_text:
+            raise ValueError(f"{self.env.environment} reads no text in this world model.")
+        if len(text) > MAX_PROMPT:
+            raise ValueError(f"The prompt has {len(text)} letters, expected {MAX_PROMPT} at most.")
+        for branch in self.branches:
+            self.env.restore_state(branch.timeline.state)
+            self.env.set_prompt(text)
+            branch.timeline.amend(self.env.save_state())
+
+    # 2. Going back, and elsewhere
+
+    def go(self, step: int) -> None:
+        """Make a remembered step now, in all branches."""
+        for branch in self.branches:
+            branch.timeline.go(step)
+        if self.take is not None:
+            self.take.follow(self.main)
+
+    def fork(self, by: str, *, other_noise: bool = False) -> None:
+        """Let a second world begin where the first one is.
+
+        Args:
+            by: who acts there, as in `choose`.
+            other_noise: whether it draws noise of its own, so that even the same actions lead elsewhere.
+        """
+        state = self.main.state
+        if other_noise:
+            state = dataclasses.replace(state, seeds=state.seeds + 2**31)  # no episode begins with such a seed
+        self.branches = [self.branches[0], Branch(self.main.fork(state))]
+        try:
+            self.choose(1, by)
+        except ValueError:
+            self.branches.pop()
+            raise
+
+    def join(self, keep: int) -> None:
+        """Go on with one of the branches only."""
+        self._check(keep)
+        self.branches = [self.branches[keep]]
+        if self.take is not None:
+            self.take.follow(self.main)
+
+    def choose(self, branch: int, by: str) -> None:
+        """Who acts in a branch from now on: ``YOU``, ``HELD`` (the last action again and again) or a player."""
+        self._check(branch)
+        if by not in (YOU, HELD) and by not in self.makers:
+            raise ValueError(f"There is no {by!r} to act; there are {[YOU, HELD, *self.makers]}.")
+        chosen = self.branches[branch]
+        chosen.player = self.makers[by](self.env) if by in self.makers else None
+        last = chosen.timeline.now.action
+        chosen.held = (np.zeros(self.modality.action_dim, np.float32) if last is None else last) if by == HELD else None
+        chosen.by = by
+
+    def _check(self, branch: int) -> None:
+        if not 0 <= branch < len(self.branches):
+            raise ValueError(f"There is no branch {branch}; there are {len(self.branches)}.")
+
+    # 3. Recording
+
+    def record(self, on: bool) -> None:
+        """Begin an episode of what the first branch does, or end it; one without a step is forgotten."""
+        if self.take is not None and len(self.take.moments) > 1:
+            self.takes.append(self.take)
+        self.take = Take(self.main.now) if on else None
+
+    def save(self, path: str | os.PathLike[str]) -> Saved:
+        """Write all recorded episodes, as `save_takes` does, and forget them."""
+        self.record(False)
+        saved = save_takes(self.env, [take.moments for take in self.takes], Path(path))
+        self.takes = []
+        return saved
+
+    # 4. Telling
+
+    def told(self) -> list[dict[str, Any]]:
+        """What a page shows of each branch beside its pictures."""
+        return [self._told(branch) for branch in self.branches]
+
+    def _told(self, branch: Branch) -> dict[str, Any]:
+        timeline, now = branch.timeline, branch.timeline.now
+        pose = now.info["pose"]
+        told = {
+            "by": branch.by,
+            "step": now.step,
+            "oldest": timeline.oldest,
+            "newest": timeline.newest,
+            "seconds": round(now.step * self.chunk_seconds, 3),
+            "action": None if now.action is None else [round(float(value), 5) for value in now.action],
+            "reward": round(float(now.reward), 4),
+            "over": now.over,
+            "success": bool(now.info["success"]),
+            "position": [round(float(value), 4) for value in pose[:3, 3]],
+            "heading": round(math.degrees(heading(pose, self.modality)), 2),
+        }
+        return told | ({"speed": round(float(now.info["speed"]), 3)} if "speed" in now.info else {})

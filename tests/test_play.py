@@ -1,0 +1,324 @@
+"""One visitor's world: inputs become actions, the past comes back exactly, forks differ by what is done in them."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from astra_env.actions import ACTION_MODALITIES, DISCRETE_ACTIONS
+from astra_env.datasets import load_dataset
+from astra_env.envs import ENVIRONMENTS
+from astra_env.play import timeline
+from astra_env.play.controls import WORDS, Controls, heading, nearest_choice
+from astra_env.play.packets import encode_pictures, pack, read_upload, unpack
+from astra_env.play.players import find_player
+from astra_env.play.timeline import Timeline
+from astra_env.play.world import HELD, YOU, PlayWorld
+
+CAR = "Astra-NuScenes-v0"
+LEFT = np.array([0.3, 1.0], np.float32)
+
+
+@pytest.fixture
+def play(checkpoint):
+    """Makes a world over the tiny checkpoint, after its first start."""
+
+    def make(environment: str = CAR, *players: str) -> PlayWorld:
+        world = PlayWorld(environment, players, world_model=checkpoint, device="cpu")
+        world.reset(0)
+        return world
+
+    return make
+
+
+def digests(world: PlayWorld) -> list[str]:
+    return [branch.timeline.state.digest() for branch in world.branches]
+
+
+# Inputs
+
+
+@pytest.mark.parametrize("name", ACTION_MODALITIES)
+def test_keys_are_those_of_the_table(name):
+    modality = ACTION_MODALITIES[name]
+    for key in modality.keys:
+        controls = Controls(modality)
+        controls.receive({"keys": {key: 1}})
+        np.testing.assert_array_equal(controls.action(), modality.from_keys([key]))
+    for row in Controls(modality).legend():
+        assert row["word"] in {word for pair in WORDS[name].values() for word in pair}
+
+
+@pytest.mark.parametrize("name", ACTION_MODALITIES)
+def test_left_is_left(name):
+    modality, controls = ACTION_MODALITIES[name], Controls(ACTION_MODALITIES[name])
+    controls.receive({"keys": {"left": 1}})
+    pose = modality.integrate(np.eye(4), [controls.action()] * 2, speed=3.0)[-1]
+    assert heading(pose, modality) > 0.1
+    controls.receive({"keys": {"right": 0.5}})
+    pose = modality.integrate(np.eye(4), [controls.action()] * 2, speed=3.0)[-1]
+    assert heading(pose, modality) < -0.05
+
+
+def test_arrows_stand_for_letters_where_they_mean_nothing_else():
+    controls = Controls(ACTION_MODALITIES["vehicle"])
+    controls.receive({"keys": {"up": 1, "left": 0.5}})
+    np.testing.assert_allclose(controls.action(), [0.3, 3.0])
+    controls.receive({"keys": {"a": 1, "right": 1}})  # cancel, as does what is let go before the next step
+    np.testing.assert_allclose(controls.action(), [0.0, 0.0], atol=1e-6)
+
+
+def test_a_tap_between_two_steps_counts_once():
+    controls = Controls(ACTION_MODALITIES["camera"])
+    controls.receive({"keys": {"w": 1}})
+    controls.receive({"keys": {}, "mouse": [10, 0]})
+    action = controls.action()
+    assert action[2] == np.float32(0.2) and action[5] == np.float32(0.02)
+    assert not controls.action().any()
+
+
+def test_an_absolute_field_is_toggled_or_set():
+    controls = Controls(ACTION_MODALITIES["end_effector"])
+    seen = []
+    for keys in ({"space": 1}, {"space": 1, "w": 1}, {}, {"space": 1}, {}):
+        controls.receive({"keys": keys})
+        seen.append(controls.action()[6])
+    assert seen == [1, 1, 1, 0, 0]
+    controls.receive({"sliders": {"gripper": 0.25, "dx": 7}})
+    np.testing.assert_allclose(controls.action()[[0, 6]], [0.05, 0.25])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"keys": {"y": 1}},
+        {"keys": {"w": "much"}},
+        {"keys": ["w"]},
+        {"sliders": {"height": 1}},
+        {"sliders": {"dx": float("nan")}},
+        {"mouse": [1]},
+        {"mouse": [True, 0]},
+    ],
+)
+def test_a_wrong_input_is_one_sentence(message):
+    with pytest.raises(ValueError, match=r"^[^\n]+\.$"):
+        Controls(ACTION_MODALITIES["end_effector"]).receive(message)
+
+
+def test_worlds_of_keys_take_the_set_that_is_held():
+    modality = ACTION_MODALITIES["camera"]
+    choices = modality.discrete(DISCRETE_ACTIONS["camera"])
+    for number, keys in enumerate(DISCRETE_ACTIONS["camera"]):
+        controls = Controls(modality)
+        controls.receive({"keys": dict.fromkeys(keys, 1)})
+        assert nearest_choice(controls.action(), choices, modality) == number
+
+
+# Time
+
+
+def test_going_back_is_exact(play):
+    world, seen = play(), []
+    for step in range(6):
+        world.step(LEFT * (-1) ** step)
+        seen.append(digests(world)[0])
+    world.go(2)
+    assert digests(world) == [seen[1]] and world.told()[0]["newest"] == 6
+    world.go(5)
+    assert digests(world) == [seen[4]]  # until something else is done, the future is still there
+    world.go(2)
+    again = []
+    for step in range(2, 6):
+        world.step(LEFT * (-1) ** step)
+        again.append(digests(world)[0])
+    assert again == seen[2:]
+    world.go(2)
+    world.step(LEFT)
+    world.step(LEFT)
+    assert world.told()[0]["newest"] == 4 and digests(world)[0] != seen[3]
+    world.go(-7)
+    assert world.told()[0]["step"] == 0
+
+
+def test_the_past_is_bounded(play, monkeypatch):
+    world = play()
+    size = timeline.num_bytes(world.main.state) + world.main.now.info["frames"].nbytes
+    world.main.max_bytes = 4 * size
+    for _ in range(9):
+        world.step(LEFT)
+    told = world.told()[0]
+    assert (told["oldest"], told["step"]) == (6, 9)
+    world.go(0)
+    assert world.told()[0]["step"] == 6
+    assert isinstance(world.main, Timeline) and world.main.fork(world.main.state).max_bytes == 4 * size
+
+
+# Forks
+
+
+def test_a_fork_is_the_same_world_until_something_else_is_done(play):
+    world = play()
+    world.step(LEFT)
+    world.fork(YOU)
+    world.step(-LEFT)
+    first, second = digests(world)
+    assert first == second
+    world.choose(1, HELD)  # goes on with -LEFT
+    world.step(LEFT)
+    first, second = world.told()
+    np.testing.assert_allclose(first["action"], LEFT)
+    np.testing.assert_allclose(second["action"], -LEFT)
+    assert len(set(digests(world))) == 2
+    world.go(1)
+    assert len(set(digests(world))) == 1
+    world.go(3)
+    kept = digests(world)[1]
+    world.join(1)
+    assert digests(world) == [kept] and len(world.told()) == 1
+
+
+def test_other_noise_leads_elsewhere_under_the_same_actions(play):
+    world = play()
+    world.fork(YOU, other_noise=True)
+    world.step(LEFT)
+    assert len(set(digests(world))) == 2
+    assert world.told()[0]["position"] == world.told()[1]["position"]
+
+
+def test_who_acts_is_checked(play):
+    world = play()
+    for wrong in (lambda: world.fork("nobody"), lambda: world.choose(1, YOU), lambda: world.join(-1)):
+        with pytest.raises(ValueError, match=r"^There is no "):
+            wrong()
+    assert len(world.branches) == 1
+
+
+# Players
+
+
+class Circling:
+    """A policy that turns further with each step."""
+
+    def __init__(self, env):
+        self.steps = 0
+
+    def act(self, observation):
+        assert observation.shape == (32, 32, 3)
+        self.steps += 1
+        return np.array([0.1 * self.steps, 0.0], np.float32)
+
+
+def braking(observation):
+    return np.array([0.0, -1.0], np.float32)
+
+
+def breaking(observation):
+    raise KeyError("compass")
+
+
+def test_policies_act_each_for_its_branch(play):
+    name = f"{__name__}:Circling"
+    world = play(CAR, name, f"{__name__}:braking", f"{__name__}:breaking", "random", "policies.mpc:MPCPolicy")
+    world.choose(0, name)
+    world.step(LEFT)
+    world.fork(name)
+    world.step(LEFT)
+    np.testing.assert_allclose([told["action"][0] for told in world.told()], [0.2, 0.1])
+    for by in (f"{__name__}:braking", "random", "policies.mpc:MPCPolicy"):
+        world.choose(1, by)
+        world.step(LEFT)
+        assert world.told()[1]["action"] != LEFT.tolist()
+    before = digests(world)
+    world.choose(1, f"{__name__}:breaking")
+    with pytest.raises(ValueError, match=r"breaking has failed: KeyError\('compass'\)"):
+        world.step(LEFT)
+    assert digests(world) == before  # neither branch has gone on
+
+
+@pytest.mark.parametrize("name", ["nowhere:act", "astra_env.play.world:YOU", "math:missing", "?"])
+def test_a_policy_that_is_none_is_refused(name):
+    with pytest.raises(ValueError, match=r"policy|expected a function"):
+        find_player(name)
+
+
+# Recording
+
+
+def test_what_is_recorded_reads_back(play, tmp_path):
+    world = play()
+    with pytest.raises(ValueError, match="Nothing is recorded"):
+        world.save(tmp_path / "none")
+    world.step(LEFT)
+    world.record(True)
+    for _ in range(5):
+        world.step(LEFT)
+    world.go(4)  # what was undone is not part of it
+    world.step(-LEFT)
+    world.record(False)
+    world.record(True)
+    world.step(LEFT)
+    world.go(0)
+    world.step(-LEFT)  # back behind its beginning: the episode begins there
+    shown = world.main.now.info["frames"]
+    saved = world.save(tmp_path / "new" / "set")
+    first, second = load_dataset("lerobot", saved.dataset)
+    np.testing.assert_allclose(first.actions, np.repeat([LEFT, LEFT, LEFT, -LEFT], 4, axis=0), atol=1e-6)
+    np.testing.assert_allclose(second.actions, np.repeat([-LEFT], 4, axis=0), atol=1e-6)
+    assert (first.fps, first.text) == (20.0, ENVIRONMENTS[CAR].description)
+    assert np.abs(second.frames[-4:].astype(int) - shown).mean() < 16  # random pictures are hard on a video
+    assert saved.archive.stat().st_size > 1000 and saved.rerun.read_bytes()[:4] == b"RRF2"
+    assert sorted(path.name for path in saved.dataset.parent.iterdir()) == ["set", "set.rrd", "set.zip"]
+    assert world.takes == [] and world.take is None
+
+
+def test_recording_stops_where_it_would_be_too_large(play, monkeypatch):
+    world = play()
+    monkeypatch.setattr(timeline, "TAKE_BYTES", 3 * world.main.now.info["frames"].nbytes)
+    world.record(True)
+    for _ in range(6):
+        world.step(LEFT)
+    assert world.take is None and [len(take.moments) for take in world.takes] == [4]
+
+
+# Pictures
+
+
+def test_packets_hold_the_pictures():
+    frames = np.zeros((2, 16, 24, 3), np.uint8)
+    frames[..., 0], frames[1] = 200, 40
+    header, pictures = unpack(pack({"branches": [{"by": "you"}, {}]}, [encode_pictures(frames)] * 2))
+    assert header["branches"][0]["by"] == "you" and [len(files) for files in pictures] == [2, 2]
+    for file, frame in zip(pictures[1], frames, strict=True):
+        assert np.abs(read_upload(file).astype(int) - frame).max() < 8
+
+
+def file_of(picture, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_uploads_are_read_upright_and_bounded():
+    picture = Image.new("RGB", (40, 20), (250, 10, 10))
+    picture.paste((10, 10, 250), (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    upright = read_upload(file_of(picture, "JPEG", exif=exif, quality=95))
+    assert upright.shape == (40, 20, 3) and upright[5, 10, 2] > 200 > upright[35, 10, 2]
+    assert read_upload(file_of(Image.new("LA", (9, 9)))).shape == (9, 9, 3)
+    bomb = file_of(Image.new("1", (8000, 6000)))
+    for content, told in ((bomb, "40 million"), (b"GIF89a", "no picture"), (b"", "no picture"), (bytes(9 << 20), "MB")):
+        with pytest.raises(ValueError, match=told):
+            read_upload(content)
+    with pytest.raises(ValueError, match="no picture"):
+        read_upload(file_of(picture, "PNG")[:60])
+
+
+def test_words_are_for_worlds_that_read(play):
+    world = play()
+    assert not world.reads_text
+    with pytest.raises(ValueError, match="reads no text"):
+        world.set_prompt("rain")
