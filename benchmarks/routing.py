@@ -13,6 +13,7 @@ from torch import Tensor
 
 from astra_env.models import WorldModel
 from astra_env.models.action_experts import ActionExperts
+from astra_env.models.inspection import routing_weights
 from benchmarks.domain_table import Follower
 from benchmarks.imagination import Bench, open_loop_frames, recorded_frames
 from benchmarks.metrics import psnr
@@ -23,14 +24,9 @@ def expert_use(bench: Bench) -> list[float]:
     """Mean routing weight of each expert (K,) over a domain's actions; they add up to 1."""
     world_model, modality = bench.world_model, bench.heldout.modality
     total = torch.zeros(world_model.transformer.config.num_experts)
-    dtype = world_model.transformer.head.weight.dtype
     speeds = torch.from_numpy(bench.speeds[:, 0]).to(world_model.device)
     for part, before in zip(bench.heldout.actions.split(256), speeds.split(256), strict=True):
-        encoded = world_model.normalise(part.to(world_model.device), (modality,) * len(part), before).to(dtype)
-        routing = world_model.transformer.action_features(
-            encoded, torch.ones_like(encoded[..., 0]), (modality,) * len(part)
-        ).routing
-        total += routing.float().sum((0, 1)).cpu()
+        total += routing_weights(world_model, part, (modality,) * len(part), before).sum(0).cpu()
     return (total / total.sum()).tolist()
 
 

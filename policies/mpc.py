@@ -42,6 +42,7 @@ class MPCPolicy:
             seen, and their mean value decides; 0 trusts the search.
         verify_noises: noises of the verification.
         verify_steps: denoising steps of the verification, None for the environment's own.
+        num_kept: best plans that `plan.candidates` tells, at least; more than a few are for looking at.
         clock: tells the time in seconds.
         options: of the optimiser, such as `num_elites` or `temperature`.
     """
@@ -61,6 +62,7 @@ class MPCPolicy:
         verify: int = 0,
         verify_noises: int = 2,
         verify_steps: int | None = None,
+        num_kept: int = NUM_KNOWN,
         clock: Callable[[], float] = time.perf_counter,
         **options: Any,
     ) -> None:
@@ -73,7 +75,7 @@ class MPCPolicy:
         self._optimize, self._options = table[optimizer], options
         self.horizon, self.score, self.budget_ms, self.clock = horizon, score, budget_ms, clock
         self.num_samples, self.num_iterations = num_samples, num_iterations
-        self.verify, self.verify_noises = verify, verify_noises
+        self.verify, self.verify_noises, self.num_kept = verify, verify_noises, num_kept
         own = self.world.sampling
         self._draft = own if num_inference_steps is None else {**own, "num_inference_steps": num_inference_steps}
         self._final = own if verify_steps is None else {**own, "num_inference_steps": verify_steps}
@@ -122,6 +124,19 @@ class MPCPolicy:
         first = self.plan.actions[0].numpy()
         return first.argmax() if self._discrete else first.copy()
 
+    def candidate_poses(self) -> np.ndarray:
+        """Poses (K, horizon + 1, 4, 4) that the last plan's candidates lead through, seen from the episode's start.
+
+        They begin at the environment's present pose, so ask before its next step. RuntimeError before the first plan.
+        """
+        if self.plan is None:
+            raise RuntimeError("candidate_poses() was called before act(); there is no plan yet.")
+        state, actions = self.world.save_state(), self.plan.candidates
+        actions = actions @ self._choices if self._discrete else actions
+        pose, speed = state.poses[0].cpu().numpy(), float(state.speeds[0])
+        modality = self.world.action_modality
+        return np.stack([modality.integrate(pose, plan, speed=speed) for plan in actions.numpy()])
+
     def _search(self, began: float) -> Search:
         """Around what remains of the last plan, where there is one."""
         mean, known, last = self._mean, None, self.plan
@@ -137,7 +152,7 @@ class MPCPolicy:
             self._generator,
             num_samples=self.num_samples,
             num_iterations=self.num_iterations,
-            num_kept=max(self.verify, NUM_KNOWN),
+            num_kept=max(self.verify, self.num_kept, NUM_KNOWN),
             known=known,
             keep_going=lambda done: self._time_for_one_more(began, done),
         )

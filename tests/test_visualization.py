@@ -2,97 +2,147 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
-import gymnasium
+import cv2
 import numpy as np
 import pytest
+from rrd import numbers, read
 
 from astra_env.actions import ACTION_MODALITIES
-from astra_env.visualization import Recording, RecordRerun, log_rollout
+from astra_env.visualization import Recording, log_rollout
 
 MODALITY = ACTION_MODALITIES["end_effector"]
+pytestmark = pytest.mark.filterwarnings("error")  # Rerun warns of what it cannot log
 
 
-class ChunkEnv(gymnasium.Env):
-    """Four new frames a step, like every environment of the package."""
-
-    metadata = {"render_fps": 5}  # noqa: RUF012
-    observation_space = gymnasium.spaces.Box(0, 255, (16, 16, 3), np.uint8)
-    action_modality = MODALITY
-    action_space = MODALITY.space()
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        frames = np.zeros((1, 16, 16, 3), np.uint8)
-        return frames[-1], {"frames": frames}
-
-    def step(self, action):
-        frames = self.np_random.integers(0, 255, (4, 16, 16, 3), np.uint8)
-        return frames[-1], 0.5, False, False, {"frames": frames, "reward_terms": {"goal": 0.25}}
+def frames(num, *, size=16, seed=0):
+    return np.random.default_rng(seed).integers(0, 255, (num, size, size, 3), np.uint8)
 
 
-def content(path):
-    """What the viewer's own command line reads in a recording."""
-    command = [sys.executable, "-m", "rerun", "rrd", "print", "-vvv", str(path)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def moved(x, y=0.0, z=0.0):
+    pose = np.eye(4)
+    pose[:3, 3] = x, y, z
+    return pose
 
 
-def test_an_episode_is_recorded_whole(tmp_path):
+def test_a_file_appears_whole_when_it_is_closed(tmp_path):
     path = tmp_path / "new" / "out.rrd"
-    env = RecordRerun(ChunkEnv(), path)
-    env.reset(seed=0)
-    for _ in range(3):
-        env.step(env.action_space.sample())
-    assert env.recording.num_frames == 13
+    recording = Recording(path)
+    recording.log_frames({"imagined": frames(3)})
     assert not path.exists()
-    env.close()
-    env.close()
+    recording.close()
+    recording.close()
     assert [entry.name for entry in path.parent.iterdir()] == ["out.rrd"]
     subprocess.run([sys.executable, "-m", "rerun", "rrd", "verify", str(path)], check=True, capture_output=True)
-    printed = content(path)
-    for entity in ("frames/imagined", "reward/total", "reward/terms/goal", "events", *MODALITY.fields):
-        assert entity in printed
 
 
-def test_the_environment_is_not_changed_by_being_recorded(tmp_path):
-    plain, recorded = ChunkEnv(), RecordRerun(ChunkEnv(), tmp_path / "out.rrd")
-    plain.reset(seed=1)
-    recorded.reset(seed=1)
-    action = np.zeros(7, np.float32)
-    np.testing.assert_array_equal(plain.step(action)[0], recorded.step(action)[0])
-    recorded.close()
+def test_all_is_told_with_the_time_of_the_world_its_steps_and_the_wall(tmp_path):
+    began = time.time()
+    with Recording(tmp_path / "out.rrd", modality=MODALITY, fps=20) as recording:
+        recording.log_frames({"imagined": frames(1)})
+        for reward in (0.5, 1.0):
+            recording.log_action(np.zeros(7))
+            recording.log_frames({"imagined": frames(4)})
+            recording.log_reward(reward, {"goal": reward / 2})
+    entities = read(tmp_path / "out.rrd")
+    shown = entities["frames/imagined"]
+    assert [row.frame for row in shown] == list(range(9))
+    np.testing.assert_allclose([row.time for row in shown], np.arange(9) / 20, atol=1e-6)
+    assert [row.step for row in shown] == [0, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert all(began <= row.wall_time <= time.time() for row in shown)
+    # actions stand at the frame that they start from, rewards at the last that they led to
+    assert [row.frame for row in entities["action/dx"]] == [0, 4]
+    assert [row.frame for row in entities["reward/total"]] == [4, 8]
+    assert numbers(entities, "reward/terms/goal") == [0.25, 0.5]
 
 
-def test_an_environment_without_a_modality_is_recorded_too(tmp_path):
-    class Plain(ChunkEnv):
-        action_modality = None
-        action_space = gymnasium.spaces.Discrete(3)
+def test_pictures_are_jpeg_unless_every_bit_is_wanted(tmp_path):
+    picture = cv2.GaussianBlur(frames(1, size=64)[0], (0, 0), 4)
+    for quality, name in ((92, "lossy"), (None, "exact")):
+        with Recording(tmp_path / name, jpeg_quality=quality) as recording:
+            recording.log_frames({"imagined": picture[None]})
+    lossy, exact = (read(tmp_path / name)["frames/imagined"][0].values for name in ("lossy", "exact"))
+    decoded = cv2.imdecode(np.array(lossy["EncodedImage:blob"][0], np.uint8), cv2.IMREAD_COLOR)
+    assert np.abs(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB).astype(float) - picture).mean() < 4
+    np.testing.assert_array_equal(np.array(exact["Image:buffer"][0], np.uint8).reshape(picture.shape), picture)
 
-    env = RecordRerun(Plain(), tmp_path / "out.rrd")
-    env.reset()
-    env.step(2)
-    env.close()
-    assert "action/0" in content(tmp_path / "out.rrd")
+
+def test_who_moves_leaves_a_line_behind(tmp_path):
+    with Recording(tmp_path / "out.rrd", modality=MODALITY) as recording:
+        recording.log_frames({"imagined": frames(1)}, moved(0)[None])
+        recording.log_frames({"imagined": frames(2)}, np.stack([moved(1), moved(2)]))
+        recording.begin_episode()
+        recording.log_frames({"imagined": frames(2)}, np.stack([moved(7), moved(8)]))
+    entities = read(tmp_path / "out.rrd")
+    places = [row.values["Transform3D:translation"][0][0] for row in entities["world/body"] if len(row.values) < 3]
+    assert places == [0, 1, 2, 7, 8]
+    ways = [np.array(row.values["LineStrips3D:strips"][0])[:, 0].tolist() for row in entities["world/way"]]
+    assert ways == [[0, 1, 2], [7, 8]]
+
+
+def test_a_camera_stands_in_space_with_its_picture(tmp_path):
+    with Recording(tmp_path / "out.rrd", modality=ACTION_MODALITIES["camera"]) as recording:
+        recording.log_frames({"imagined": frames(1, size=32)}, np.eye(4)[None])
+    names = {name for row in read(tmp_path / "out.rrd")["frames/imagined"] for name in row.values}
+    assert {"Pinhole:image_from_camera", "Transform3D:translation", "EncodedImage:blob"} <= names
+
+
+def test_plans_are_a_fan_from_bad_to_good_with_the_chosen_one_in_front(tmp_path):
+    plans = np.stack([np.stack([moved(0), moved(step, end)]) for step, end in ((1, 0), (1, 1), (1, 2))])
+    with Recording(tmp_path / "out.rrd", modality=MODALITY) as recording:
+        recording.log_frames({"imagined": frames(1)})
+        recording.log_candidates(plans, np.array([0.3, 0.9, 0.1]))
+        recording.log_plan(np.array([[0.1, 0.0], [0.9, 0.2]]))
+        with pytest.raises(ValueError, match=r"poses \(3, 2, 4, 4\) and scores \(2,\), expected"):
+            recording.log_candidates(plans, np.zeros(2))
+    entities = read(tmp_path / "out.rrd")
+    fan, best = (entities[f"world/plans/{name}"][0].values for name in ("considered", "chosen"))
+    assert [strip[-1][1] for strip in fan["LineStrips3D:strips"]] == [2, 0, 1]
+    assert len(set(fan["LineStrips3D:colors"])) == 3
+    assert best["LineStrips3D:strips"] == [fan["LineStrips3D:strips"][-1]]
+    # negative radii are points of the screen
+    assert abs(best["LineStrips3D:radii"][0]) > abs(fan["LineStrips3D:radii"][0])
+    assert numbers(entities, "plan/best") == [0.9]
+    assert numbers(entities, "plan/gain") == [0.9]
+
+
+def test_a_fork_goes_on_from_the_present_and_leaves_the_trunk_alone(tmp_path):
+    with Recording(tmp_path / "out.rrd", modality=MODALITY) as recording:
+        recording.log_frames({"imagined": frames(5)}, np.stack([moved(x) for x in range(5)]))
+        left = recording.fork("left")
+        for branch, x in ((left, 10), (recording, 20)):
+            branch.log_action(np.zeros(7))
+            branch.log_frames({"imagined": frames(2)}, np.stack([moved(x), moved(x + 1)]))
+        left.close()
+        left.fork("further").log_event("here")
+    entities = read(tmp_path / "out.rrd")
+    assert [row.frame for row in entities["forks/left/frames/imagined"] if len(row.values) == 2][-2:] == [5, 6]
+    assert [row.frame for row in entities["frames/imagined"]] == list(range(7))
+    assert entities["forks/left/forks/further/events"][0].frame == 6
+    ways = [entities[f"{prefix}world/way"][-1].values["LineStrips3D:strips"][0] for prefix in ("", "forks/left/")]
+    assert [place[0] for place in ways[0]] == [0, 1, 2, 3, 4, 20, 21]
+    assert [place[0] for place in ways[1]] == [0, 1, 2, 3, 4, 10, 11]
 
 
 def test_a_rollout_shows_real_frames_beside_imagined_ones(tmp_path):
     views = {name: np.zeros((9, 16, 16, 3), np.uint8) for name in ("imagined", "recorded")}
     with Recording(tmp_path / "out.rrd", views=tuple(views), modality=MODALITY) as recording:
-        log_rollout(recording, views, np.zeros((2, 7), np.float32), rewards=np.ones(2))
-        recording.log_plan(np.array([[0.1, 0.0], [0.4, 0.2]]))
+        poses = np.stack([moved(0), moved(4), moved(8)])
+        log_rollout(recording, views, np.zeros((2, 7), np.float32), np.ones(2), [np.array([[0.1, 0.0]])] * 2, poses)
         assert recording.num_frames == 9
-    printed = content(tmp_path / "out.rrd")
-    for entity in ("frames/imagined", "frames/recorded", "plan/best", "plan/gain", "dx [m]"):
-        assert entity in printed
+    entities = read(tmp_path / "out.rrd")
+    assert len(entities["frames/imagined"]) == len(entities["frames/recorded"]) == 9
+    assert [round(place[0]) for place in entities["world/way"][-1].values["LineStrips3D:strips"][0]] == list(range(9))
+    assert numbers(entities, "reward/total") == [1, 1]
 
 
 def test_lengths_that_do_not_fit_are_refused(tmp_path):
-    frames = np.zeros((9, 16, 16, 3), np.uint8)
     with Recording(tmp_path / "out.rrd") as recording:
         with pytest.raises(ValueError, match="different numbers of frames"):
-            recording.log_frames({"imagined": frames, "recorded": frames[:3]})
+            recording.log_frames({"imagined": frames(9), "recorded": frames(3)})
         with pytest.raises(ValueError, match="9 frames do not fit 3 actions"):
-            log_rollout(recording, {"imagined": frames}, np.zeros((3, 7)))
+            log_rollout(recording, {"imagined": frames(9)}, np.zeros((3, 7)))
 
 
 def test_a_missing_package_is_named():

@@ -60,11 +60,22 @@ def add_noise(latents: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     return (1 - sigma) * latents + sigma * noise
 
 
-def denoise(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, sigmas: Tensor) -> Tensor:
-    """Integrate velocity(latents, sigma) from noise down the given sigmas with Euler steps."""
+def denoise(
+    velocity: Callable[[Tensor, Tensor], Tensor],
+    noise: Tensor,
+    sigmas: Tensor,
+    watch: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """Integrate velocity(latents, sigma) from noise down the given sigmas with Euler steps.
+
+    ``watch`` is shown, after each step, the latents that its velocity would lead to at sigma 0.
+    """
     latents = noise
     for sigma, next_sigma in pairwise(sigmas):
-        latents = latents + (next_sigma - sigma) * velocity(latents, sigma)
+        way = velocity(latents, sigma)
+        if watch is not None:
+            watch(latents - sigma * way)
+        latents = latents + (next_sigma - sigma) * way
     return latents
 
 

@@ -77,6 +77,20 @@ class JointVelocity:
         return self.transformer.joint(latents, sigma.reshape(1), self.features, self.packed, self.past, self.text)
 
 
+def velocity_of(
+    transformer: AstraTransformer,
+    state: WorldState,
+    actions: Tensor,
+    sampling: Sampling,
+    empty_prompt: Tensor | None,
+) -> JointVelocity | GuidedVelocity:
+    """The velocity of the next chunk of B worlds, by as few passes as its sampling needs; as `conditionings`."""
+    if sampling.single_pass and JointVelocity.serves(transformer, state):
+        return JointVelocity(transformer, state, actions)
+    passes = conditionings(transformer, state, actions, sampling, empty_prompt)
+    return GuidedVelocity(transformer, passes, sampling.guidance_interval)
+
+
 def conditionings(
     transformer: AstraTransformer,
     state: WorldState,

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from astra_env.models.checkpoint import (
     save_checkpoint,
 )
 from astra_env.models.flow_matching import Sampling, denoise, shifted_sigmas
-from astra_env.models.guidance import GuidedVelocity, JointVelocity, conditionings
+from astra_env.models.guidance import velocity_of
 from astra_env.models.history import HistoryLayout
 from astra_env.models.motion import move, start_motion
 from astra_env.models.state import WorldState
@@ -245,26 +245,24 @@ class WorldModel(nn.Module):
         state: WorldState,
         actions: Tensor,
         generators: Sequence[torch.Generator] | None = None,
+        watch: Callable[[Tensor], None] | None = None,
         **sampling: Any,
     ) -> WorldState:
         """Imagine the next chunk under actions float32 (B, A), held for the chunk, or (B, n, A), in physical units.
 
-        One generator a row draws the noise; without them it follows from each row's seed and step count. sampling are
-        fields of `Sampling` that differ in this step: num_inference_steps, guidance_scale, ...
+        One generator a row draws the noise; without them it follows from each row's seed and step count. watch is shown
+        the latents (B, C, n, h, w) that each denoising step expects in the end. sampling are fields of `Sampling` that
+        differ in this step: num_inference_steps, guidance_scale, ...
         """
         chosen = self.sampling.replaced(**sampling)
         held = actions.to(self.device)
         held = held[:, None].expand(-1, chosen.chunk_size, -1) if held.ndim == 2 else held
         normalised = self.normalise(held, state.modality, state.speeds)
-        if chosen.single_pass and JointVelocity.serves(self.transformer, state):
-            velocity: JointVelocity | GuidedVelocity = JointVelocity(self.transformer, state, normalised)
-        else:
-            empty = None if chosen.text_guidance_scale == 1 else self.embed_prompts(None, len(state))
-            passes = conditionings(self.transformer, state, normalised, chosen, empty)
-            velocity = GuidedVelocity(self.transformer, passes, chosen.guidance_interval)
+        empty = None if chosen.text_guidance_scale == 1 else self.embed_prompts(None, len(state))
+        velocity = velocity_of(self.transformer, state, normalised, chosen, empty)
         noise = state.noise(normalised.shape[1], generators)
-        sigmas = shifted_sigmas(chosen.num_inference_steps, chosen.shift)
-        state = state.advance(denoise(velocity, noise, sigmas.to(self.device)), normalised, self.layout)
+        sigmas = shifted_sigmas(chosen.num_inference_steps, chosen.shift).to(self.device)
+        state = state.advance(denoise(velocity, noise, sigmas, watch), normalised, self.layout)
         poses, speeds = move(state.poses, state.speeds, held, state.modality, self.modalities)
         return dataclasses.replace(state, poses=poses, speeds=speeds)
 
