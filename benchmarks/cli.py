@@ -100,6 +100,13 @@ def _add_learning(parser: argparse.ArgumentParser) -> None:
     _add_quick(parser)
 
 
+def _add_play(parser: argparse.ArgumentParser) -> None:
+    _add_world_model(parser)
+    _add_results(parser, "play")
+    _add_quick(parser)
+    _add_readme(parser)
+
+
 def _add_policies(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=Path, required=True, help="folder of ID/imagination, ID/simulator and ID/clone")
     parser.add_argument("--ids", nargs="+", required=True, help="environment ids")
@@ -257,6 +264,18 @@ def _learning(options: argparse.Namespace) -> None:
     print(f"{text}\n\nWritten: {options.out}.")
 
 
+def _play(options: argparse.Namespace) -> None:
+    from benchmarks.play import QUICK, Sizes, play, render_play
+    from benchmarks.writing import around_markers, replace_marked
+
+    if options.readme is not None:
+        around_markers(options.readme, "play")
+    text = render_play(play(options.out, QUICK if options.quick else Sizes(), options.world_model))
+    if options.readme is not None:
+        replace_marked(options.readme, "play", text)
+    print(f"{text}\n\nWritten: {options.out}.")
+
+
 def _policies(options: argparse.Namespace) -> None:
     from benchmarks.policies import QUICK, Sizes, policies, render_policies
     from benchmarks.writing import around_markers, replace_marked
@@ -293,6 +312,7 @@ COMMANDS: dict[str, Command] = {
     "loading": Command("clips a second from video files, against decoding them whole", _add_loading, _loading),
     "learning": Command("steps a second of PPO, native worlds against SyncVectorEnv", _add_learning, _learning),
     "planning": Command("plan in imagination, act in the real simulator", _add_planning, _planning),
+    "play": Command("how long it takes from a key to its picture in the browser", _add_play, _play),
     "policies": Command("policies in the real simulator, learned and planned in imagination", _add_policies, _policies),
     "inertia": Command("quality and obedience against the length of history", _add_inertia, _inertia),
     "uncertainty": Command("how well doubt tells the true error, on held-out episodes", _add_uncertainty, _uncertainty),

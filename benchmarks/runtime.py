@@ -73,9 +73,9 @@ def smooth_actions(num_steps: int, seed: int, low: np.ndarray, high: np.ndarray)
     return (low + (np.stack(values) + 1) / 2 * (high - low)).astype(np.float32)
 
 
-def resident_mb() -> float | None:
-    """Memory of this process in MB, where the system tells."""
-    statm = Path("/proc/self/statm")
+def resident_mb(process: int | str = "self") -> float | None:
+    """Memory of a process in MB, by its number, where the system tells."""
+    statm = Path(f"/proc/{process}/statm")
     if not statm.is_file():
         return None
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6

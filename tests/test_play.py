@@ -7,6 +7,8 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from test_prompts import IMAGE, TEXT_DIM, Words
+from tiny import tiny_world_model
 
 from astra_env.actions import ACTION_MODALITIES, DISCRETE_ACTIONS
 from astra_env.datasets import load_dataset
@@ -108,13 +110,16 @@ def test_a_wrong_input_is_one_sentence(message):
         Controls(ACTION_MODALITIES["end_effector"]).receive(message)
 
 
-def test_worlds_of_keys_take_the_set_that_is_held():
-    modality = ACTION_MODALITIES["camera"]
-    choices = modality.discrete(DISCRETE_ACTIONS["camera"])
+def test_worlds_of_keys_take_the_set_that_is_held(play):
+    world = play("Astra-SpatialVID-v0")
     for number, keys in enumerate(DISCRETE_ACTIONS["camera"]):
-        controls = Controls(modality)
+        controls = Controls(world.modality)
         controls.receive({"keys": dict.fromkeys(keys, 1)})
-        assert nearest_choice(controls.action(), choices, modality) == number
+        action = controls.action()
+        assert nearest_choice(action, world.choices, world.modality) == number
+        world.step(action)
+        np.testing.assert_allclose(world.told()[0]["action"], action)
+    assert {row["keys"][0] for row in controls.legend()} == set("wasd") | {"left", "right", "up", "down"}
 
 
 # Time
@@ -317,8 +322,31 @@ def test_uploads_are_read_upright_and_bounded():
         read_upload(file_of(picture, "PNG")[:60])
 
 
+# Words
+
+
 def test_words_are_for_worlds_that_read(play):
     world = play()
     assert not world.reads_text
     with pytest.raises(ValueError, match="reads no text"):
         world.set_prompt("rain")
+
+
+def test_new_words_hold_in_all_branches_from_the_next_step_on(monkeypatch):
+    world_model = tiny_world_model(text_dim=TEXT_DIM)
+    world_model.text_encoder = Words()
+    monkeypatch.setattr("astra_env.envs.worlds.load_world_model", lambda name, device: world_model)
+    world = PlayWorld("Astra-RT1-v0")
+    with pytest.raises(ValueError, match="no recorded start states"):
+        world.reset(0)
+    world.reset(0, IMAGE)
+    world.fork(YOU)
+    ends = []
+    for text in ("rain", "rain", "sun"):
+        world.go(0)
+        world.set_prompt(text)
+        world.step(np.zeros(7, np.float32))
+        ends.append(digests(world))
+    assert ends[0] == ends[1] and ends[0][0] == ends[0][1] != ends[2][0] == ends[2][1]
+    with pytest.raises(ValueError, match="1000 at most"):
+        world.set_prompt("rain " * 300)

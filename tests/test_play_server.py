@@ -182,6 +182,26 @@ def test_a_slow_page_gets_the_newest_pictures_and_stalls_nothing(run, monkeypatc
     run(scenario)
 
 
+def test_a_pressed_key_does_not_wait_for_its_turn(run, monkeypatch):
+    monkeypatch.setattr(PlayWorld, "chunk_seconds", 3.0)
+
+    async def scenario(client, open_page):
+        page = await open_page()
+        await page.until(lambda: page.told["step"] >= 0)
+        await asyncio.sleep(0.2)
+        await page.ask("input", id=1, keys={"a": 1})
+        await page.until(lambda: page.header["input"] == 1)
+        assert page.header["latency"] is None and page.told["action"][0] > 0
+        step = page.told["step"]
+        for number in range(2, 12):  # who drums on the keys does not make time run faster
+            await page.ask("input", id=number, keys={"d": number % 2})
+        with pytest.raises(TimeoutError):
+            await page.websocket.receive(timeout=0.5)
+        assert page.told["step"] == step
+
+    run(scenario)
+
+
 def test_visitors_do_not_disturb_each_other(run, checkpoint):
     alone = PlayWorld(CAR, world_model=checkpoint, device="cpu")
     alone.reset(3)

@@ -61,8 +61,11 @@ class Controls:
         self._tapped: dict[str, float] = {}
         self._mouse = np.zeros(2)
 
-    def receive(self, message: Mapping[str, Any]) -> None:
+    def receive(self, message: Mapping[str, Any]) -> bool:
         """Take an input: ``id``, and all ``keys`` that are down, ``sliders`` that moved, pixels the ``mouse`` moved.
+
+        Returns:
+            Whether a key has gone down.
 
         Raises:
             ValueError: something in it is not known or no number.
@@ -72,7 +75,8 @@ class Controls:
         mouse = message.get("mouse", (0, 0))
         if not isinstance(mouse, list | tuple) or len(mouse) != 2:
             raise ValueError(f"The mouse moved by {mouse!r}, expected pixels [right, down].")
-        for key in held.keys() - self._held.keys():
+        pressed = held.keys() - self._held.keys()
+        for key in pressed:
             self._toggle(key)
         self._held = {key: min(max(share, 0.0), 1.0) for key, share in held.items()}
         self._tapped |= self._held
@@ -80,6 +84,7 @@ class Controls:
             self.settings[index] = np.clip(value, self.modality.low[index], self.modality.high[index])
         self._mouse += [_number(pixels, "mouse") for pixels in mouse]
         self.newest = max(self.newest, int(_number(message.get("id", 0), "id")))
+        return bool(pressed)
 
     def action(self) -> np.ndarray:
         """The action float32 (A,) of the next step, within the bounds."""

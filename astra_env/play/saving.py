@@ -13,6 +13,7 @@ from astra_env.envs.env import AstraEnv
 from astra_env.envs.export import clip_of, export
 from astra_env.play.timeline import Moment
 from astra_env.visualization import Recording
+from astra_env.visualization.wrappers import WorldLog
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,9 @@ def _actions(take: Sequence[Moment]) -> np.ndarray:
 def _save_rerun(env: AstraEnv, takes: Sequence[Sequence[Moment]], path: Path, fps: float) -> Path:
     """All episodes one after another on one time line."""
     with Recording(path, modality=env.action_modality, fps=fps) as recording:
-        for index, take in enumerate(takes):
-            recording.log_frames({"imagined": take[0].info["frames"][-1:]})
-            recording.log_event(f"episode {index} starts")
+        log = WorldLog(recording, discrete=False, chunks_per_s=fps / env.world_model.chunk_frames)
+        for take in takes:
+            log.begin(take[0].info, {})
             for moment in take[1:]:
-                assert moment.action is not None  # only a start has none
-                recording.log_action(moment.action)
-                recording.log_frames({"imagined": moment.info["frames"]})
-                recording.log_reward(moment.reward, moment.info["reward_terms"])
+                log.step(moment.action, moment.reward, moment.info)
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import secrets
 import time
 from collections import deque
@@ -76,7 +77,8 @@ class Visitor:
         self._sent = self._seen = self._acted = 0
         self._called, self._unsent = asyncio.Event(), asyncio.Event()
         self._unacted: float | None = None
-        self._touched = asyncio.get_running_loop().time()
+        self._touched = self._due = asyncio.get_running_loop().time()
+        self._hurried = -math.inf
 
     # 1. What comes in
 
@@ -97,8 +99,11 @@ class Visitor:
             return
         self._touched = asyncio.get_running_loop().time()
         if kind == "input":
-            self.controls.receive(message)
+            pressed = self.controls.receive(message)
             self._unacted = self._unacted or (self._touched if self.playing else None)
+            if pressed and self._touched - self._hurried >= self.world.chunk_seconds:
+                self._hurried = self._due = self._touched  # the rest of what is being shown is skipped
+                self._called.set()
         elif kind in ORDERS:
             ORDERS[kind](self, message)
         else:
@@ -149,19 +154,22 @@ class Visitor:
     # 2. The world's time
 
     async def live(self) -> None:
-        """Carry out orders and let time run, until the visitor has been away for too long."""
+        """Carry out orders and let time run, until the visitor has been away for too long.
+
+        A key that is pressed does not wait for the next step's turn: it begins at once, though only once in the time of
+        a step, so that nobody makes the world run much faster.
+        """
         loop, period = asyncio.get_running_loop(), self.world.chunk_seconds
         await self._carry_out(lambda: self._show(lambda: self.world.reset(self._seed)))
-        due = loop.time()
         while (left := self._touched + self._idle_seconds - loop.time()) > 0:
             if self._orders:
                 await self._carry_out(self._orders.popleft())
-            elif self.playing and loop.time() >= due:
-                due = max(due, loop.time() - period) + period  # late by less than a step, it catches up
+            elif self.playing and loop.time() >= self._due:
+                self._due = max(self._due, loop.time() - period) + period  # late by less than a step, it catches up
                 await self._carry_out(self._step)
             else:
                 self._called.clear()
-                wait = min(left, due - loop.time()) if self.playing else left
+                wait = min(left, self._due - loop.time()) if self.playing else left
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._called.wait(), max(0.0, wait))
         self.problem(f"You did nothing for {self._idle_seconds:g} s, so this world has ended; reload the page.")

@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 
 import astra_env  # noqa: F401  registers the ids
-from astra_env.actions import DISCRETE_ACTIONS
+from astra_env.actions import DISCRETE_ACTIONS, ActionModality
 from astra_env.envs.env import AstraEnv
 from astra_env.play.controls import heading, nearest_choice
 from astra_env.play.players import Player, find_player
@@ -52,10 +52,14 @@ class PlayWorld:
     def __init__(self, environment: str, players: Sequence[str] = (), **options: Any) -> None:
         made: Any = gymnasium.make(environment, disable_env_checker=True, **options)
         self.env: AstraEnv = made.unwrapped  # without a limit of time
-        self.modality = self.env.action_modality
+        self.modality: ActionModality = self.env.action_modality
+        self.choices: np.ndarray | None = None
         self.makers = {name: find_player(name) for name in players}
-        discrete = isinstance(self.env.action_space, gymnasium.spaces.Discrete)
-        self.choices = self.modality.discrete(DISCRETE_ACTIONS[self.modality.name]) if discrete else None
+        if isinstance(self.env.action_space, gymnasium.spaces.Discrete):
+            sets = DISCRETE_ACTIONS[self.modality.name]
+            known = {key: self.modality.keys[key] for key in dict.fromkeys(key for keys in sets for key in keys)}
+            self.modality = dataclasses.replace(self.modality, keys=known)
+            self.choices = self.modality.discrete(sets)
         self.reads_text = self.env.world_model.text_encoder is not None
         self.take: Take | None = None
         self.takes: list[Take] = []

@@ -59,6 +59,7 @@ function begin(news) {
     select.addEventListener("change", () => choose(index, select.value));
   }
   setStrength(hello.key_share);
+  get("pace").textContent = `A step lasts ${1000 * hello.chunk_seconds} ms; a key that is pressed begins one at once.`;
 }
 
 const whose = (name) => ({ you: "You act", held: "Same action on", random: "Random policy" })[name] ?? `Policy ${name}`;
@@ -99,7 +100,7 @@ function sentence(branch) {
   const parts = [`reward ${branch.reward.toFixed(2)}`];
   if (branch.speed !== undefined) parts.push(`${branch.speed.toFixed(1)} m/s`);
   parts.push(`turned ${Math.abs(turned)}°${way}`);
-  if (branch.over) parts.push(branch.success ? "task done" : "episode over");
+  if (branch.over) parts.push(branch.success ? "done" : "over");
   return parts.join(" · ");
 }
 
