@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def encode_image(picture: np.ndarray, suffix: str = ".png", *, quality: int = 85
     return bytes(cv2.imencode(suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), chosen)[1])
 
 
-def write_image(path: str | Path, picture: np.ndarray) -> None:
+def write_image(path: str | os.PathLike[str], picture: np.ndarray) -> None:
     """Writes uint8 (H, W, 3) RGB as the file's suffix says; it appears under its name only when complete."""
     path = Path(path)
     encoded = encode_image(picture, path.suffix.lower())

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from astra_env.models.reference import RELEASED_1_3B, reference_config
 from astra_env.models.transformer import AstraTransformer, TransformerConfig
 from benchmarks.runtime import machine
+from benchmarks.writing import number, table
 
 FRAME_SIZE = (480, 832)
 CHUNK_SIZE = 8
@@ -131,3 +132,12 @@ def backbone(sizes: Mapping[str, Any] = RELEASED_1_3B) -> dict[str, Any]:
         results[name] = count(config) | (measure(config) if torch.cuda.is_available() else {})
     results["arithmetic_ratio"] = results["released"]["chunk_tflop"] / results["own"]["chunk_tflop"]
     return results
+
+
+def render_backbone(results: Mapping[str, Any]) -> str:
+    """Teraflops of both forms as Markdown."""
+    parts = {"once_tflop": "history, once a chunk", "step_tflop": "a denoising step", "chunk_tflop": "a chunk"}
+    rows = [[what, *(number(results[form][key], 1) for form in ("released", "own"))] for key, what in parts.items()]
+    size = " x ".join(map(str, results["frame_size"]))
+    text = table([f"teraflops, {size} pixels, {results['chunk_size']} latents", "released form", "own form"], rows)
+    return f"{text}\n\nThe own form needs {number(results['arithmetic_ratio'], 2)} times less arithmetic for a chunk."

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from astra_env.commands import Command, run_command
-
-RESULTS = Path("benchmarks/results")
+from benchmarks import showing
+from benchmarks.showing import RESULTS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,11 +45,6 @@ def _add_first_light(parser: argparse.ArgumentParser) -> None:
     _add_results(parser, "first_light")
     _add_quick(parser)
     _add_readme(parser)
-
-
-def _add_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--results", type=Path, default=RESULTS / "first_light.json", help="what a benchmark wrote")
-    parser.add_argument("--readme", type=Path, default=Path("README.md"), help="Markdown file (%(default)s)")
 
 
 def _add_backbone(parser: argparse.ArgumentParser) -> None:
@@ -137,13 +131,14 @@ def _pair(text: str) -> tuple[str, str]:
 def _first_light(options: argparse.Namespace) -> None:
     # torch loads here, so that --help answers at once
     from benchmarks.first_light import QUICK, Sizes, contact_frames, first_light
-    from benchmarks.report import render_table, save_contact_sheet, save_plot, update_readme
+    from benchmarks.plots import PLOTS
+    from benchmarks.report import render_table, save_contact_sheet, update_readme
 
     sizes = QUICK if options.quick else Sizes()
     if options.episodes is not None:
         sizes = dataclasses.replace(sizes, episodes=options.episodes)
     results, bench = first_light(options.data, options.world_model, options.out, sizes)
-    save_plot(options.out.with_suffix(".png"), results)
+    PLOTS["first_light"].write(options.out.with_suffix(".png"), results)
     save_contact_sheet(options.out.with_name("contact_sheet.png"), *contact_frames(bench))
     if options.readme is not None:
         update_readme(options.readme, results)
@@ -167,39 +162,6 @@ def _domains(options: argparse.Namespace) -> None:
     print(f"\nWritten: {options.out}, and pictures beside it.")
 
 
-def _report(options: argparse.Namespace) -> None:
-    from benchmarks.domains_report import render_domains
-    from benchmarks.learning import render_learning
-    from benchmarks.loading import render_loading
-    from benchmarks.planning import render_planning
-    from benchmarks.policies import render_policies
-    from benchmarks.report import save_plot, update_readme
-    from benchmarks.speed_report import render_speed, save_speed_plot
-    from benchmarks.uncertainty import render_uncertainty
-    from benchmarks.writing import replace_marked
-
-    results = json.loads(options.results.read_text())
-    # what only the results of one benchmark have, the part of the Markdown file, and what writes it
-    kinds: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
-        "num_samples": ("uncertainty", render_uncertainty),
-        "domains": ("domains", render_domains),
-        "clips_per_s": ("loading", render_loading),
-        "sweep": ("speed", render_speed),
-        "environments": ("policies", render_policies),
-        "observations": ("learning", render_learning),
-        "tasks": ("planning", render_planning),
-    }
-    kind = next((kind for key, kind in kinds.items() if key in results), None)
-    if kind is None:
-        update_readme(options.readme, results)
-        save_plot(options.results.with_suffix(".png"), results)
-    else:
-        replace_marked(options.readme, kind[0], kind[1](results))
-    if "sweep" in results:
-        save_speed_plot(options.results.with_suffix(".png"), results)
-    print(f"{options.readme} shows the figures of {options.results}.")
-
-
 def _backbone(options: argparse.Namespace) -> None:
     from benchmarks.backbone import backbone
 
@@ -209,14 +171,15 @@ def _backbone(options: argparse.Namespace) -> None:
 
 
 def _speed(options: argparse.Namespace) -> None:
+    from benchmarks.plots import PLOTS
     from benchmarks.speed import QUICK, Sizes, speed
-    from benchmarks.speed_report import render_speed, save_speed_plot
+    from benchmarks.speed_report import render_speed
     from benchmarks.writing import around_markers, replace_marked
 
     if options.readme is not None:
         around_markers(options.readme, "speed")
     results = speed(options.out, QUICK if options.quick else Sizes())
-    save_speed_plot(options.out.with_suffix(".png"), results)
+    PLOTS["speed"].write(options.out.with_suffix(".png"), results)
     if options.readme is not None:
         replace_marked(options.readme, "speed", render_speed(results))
     print(render_speed(results))
@@ -304,7 +267,6 @@ def _loading(options: argparse.Namespace) -> None:
 
 COMMANDS: dict[str, Command] = {
     "first-light": Command("measure prediction, action following, speed and stability", _add_first_light, _first_light),
-    "report": Command("write the table of earlier results into a Markdown file", _add_report, _report),
     "backbone": Command("count the arithmetic of the 1.3B backbone; time it where a GPU is", _add_backbone, _backbone),
     "domains": Command("measure every domain of one world model", _add_domains, _domains),
     "speed": Command("time worlds against the reference's arithmetic and other shapes, on a CPU", _add_speed, _speed),
@@ -316,6 +278,7 @@ COMMANDS: dict[str, Command] = {
     "policies": Command("policies in the real simulator, learned and planned in imagination", _add_policies, _policies),
     "inertia": Command("quality and obedience against the length of history", _add_inertia, _inertia),
     "uncertainty": Command("how well doubt tells the true error, on held-out episodes", _add_uncertainty, _uncertainty),
+    **showing.COMMANDS,
 }
 
 

@@ -1,4 +1,4 @@
-"""Tables and pictures of the first-light results: a README fragment, a plot and a contact sheet."""
+"""Tables and pictures of the first-light results: a README fragment and a contact sheet."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
-from benchmarks.writing import new_figure, number, percent, replace_marked, table, write_figure, write_png
+from astra_env.pictures import contact_sheet, write_image
+from benchmarks.writing import number, percent, replace_marked, table
 
 CONTACT_STEPS = (0, 1, 2, 4, 6, 8, 10)
 NAMES = {
@@ -134,26 +134,11 @@ def update_readme(path: str | os.PathLike[str], results: dict[str, Any]) -> None
     replace_marked(path, "first-light", render_table(results))
 
 
-def save_plot(path: Path, results: dict[str, Any]) -> None:
-    """PSNR and SSIM over the horizon as a PNG."""
-    loop = results["open_loop"]
-    styles = {"true": "o-C0", "shuffled": "s-C1", "still": "^-C3", "ceiling": "--k"}
-    figure = new_figure(9, 3.6)
-    for axes, (measure, label) in zip(figure.subplots(1, 2), (("psnr", "PSNR, dB"), ("ssim", "SSIM")), strict=True):
-        for key, name in NAMES.items():
-            axes.plot(loop["horizons"], loop[measure][key], styles[key], label=name, markersize=4)
-        axes.set(xlabel="steps ahead (0.2 s each)", ylabel=label)
-        axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    write_figure(path, figure)
-
-
 def save_contact_sheet(path: Path, real: Tensor, imagined: Tensor, scale: int = 2) -> None:
     """PNG with a recorded row above an imagined row for each episode; both uint8 (K, 1 + horizon, H, W, 3)."""
     steps = [step for step in CONTACT_STEPS if step < real.shape[1]]
-    rows = []
-    for pair in zip(real[:, steps].numpy(), imagined[:, steps].numpy(), strict=True):
-        rows += [np.concatenate(list(frames), axis=1) for frames in pair]
-        rows.append(np.full((4, rows[-1].shape[1], 3), 255, np.uint8))
-    sheet = np.concatenate(rows[:-1]).repeat(scale, axis=0).repeat(scale, axis=1)
-    write_png(path, sheet)
+    pairs = zip(real[:, steps].numpy(), imagined[:, steps].numpy(), strict=True)
+    rows = [row for pair in pairs for row in pair]
+    named = f"steps {', '.join(map(str, steps))}"
+    labels = [f"{side} ({named})" for side in ("recorded", "imagined")] * (len(rows) // 2)
+    write_image(path, contact_sheet(rows, labels, scale=scale))

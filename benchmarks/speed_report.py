@@ -1,11 +1,10 @@
-"""What `astra-bench speed` found, as Markdown and as a picture."""
+"""What `astra-bench speed` found, as Markdown."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from benchmarks.writing import new_figure, number, table, write_figure
+from benchmarks.writing import number, table
 
 
 def render_speed(results: dict[str, Any]) -> str:
@@ -58,22 +57,3 @@ def _met(row: dict[str, Any]) -> str:
     if row["met"]:
         return "yes"
     return "compiled" if (row.get("compiled") or 0) >= row["demanded"] else "no"
-
-
-def save_speed_plot(path: Path, results: dict[str, Any]) -> None:
-    """Frames a second and time per world, by number of worlds."""
-    native = results["sweep"]["native"]
-    figure = new_figure(9, 3.6)
-    left, right = figure.subplots(1, 2)
-    for observation, style, name in (("frame", "o-C0", "pictures"), ("latent", "s-C1", "latents")):
-        left.plot(native["worlds"], native[f"{observation}_frames_per_s"], style, label=name, markersize=4)
-        times = [ms / num for num, ms in zip(native["worlds"], native[f"{observation}_ms"], strict=True)]
-        right.plot(native["worlds"], times, style, label=name, markersize=4)
-    left.set(ylabel="frames a second, all worlds together")
-    right.set(ylabel="ms a step and world")
-    for axes in (left, right):
-        axes.set(xlabel="worlds in one batch", xscale="log", ylim=(0, None))
-        axes.set_xticks(native["worlds"], [str(num) for num in native["worlds"]])
-        axes.grid(alpha=0.3)
-    left.legend(fontsize=8)
-    write_figure(path, figure)

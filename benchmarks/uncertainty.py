@@ -8,7 +8,6 @@ episodes calibrates the measure that the library uses, the other half tests whet
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,9 @@ from astra_env.models.reward_model import FILE_NAME as REWARD_FILE
 from astra_env.models.reward_model import RewardModel
 from astra_env.training.episodes import Episodes, load_episodes
 from astra_env.writing import write_json
+from benchmarks.plots import PLOTS
 from benchmarks.runtime import machine
-from benchmarks.writing import new_figure, number, rounded, table, write_figure
+from benchmarks.writing import number, rounded, table
 
 START = 4
 """Chunks that a world is told before it imagines."""
@@ -102,7 +102,7 @@ def uncertainty(
                 raise ValueError(f"{world_model} has no folder of {name!r} to write a calibration into.")
             Calibration.fit(measured["futures"].ravel(), measured["error"].ravel()).save(folder)
         write_json(out, rounded(results))
-    save_plot(out.with_suffix(".png"), results)
+    PLOTS["uncertainty"].write(out.with_suffix(".png"), results)
     return rounded(results)
 
 
@@ -280,20 +280,3 @@ def render_uncertainty(results: Mapping[str, Any]) -> str:
     rows.append(row("of a constant guess", "calibration", "mean_absolute_error_of_a_constant"))
     rows.append(row("share of the worst tenth found (0.10 by chance)", "calibration", "worst_tenth_found"))
     return table(["Spearman with the true error", *domains], rows)
-
-
-def save_plot(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
-    """Reliability: expected against true error on episodes that the calibration has not seen, one line a domain."""
-    figure = new_figure(5, 5)
-    axes = figure.add_subplot()
-    highest = 0.0
-    for name, entry in results["domains"].items():
-        lines = entry["calibration"]["reliability"]
-        axes.plot(lines["predicted"], lines["true"], marker="o", label=name)
-        highest = max(highest, *lines["predicted"], *lines["true"])
-    axes.plot([0, 1.05 * highest], [0, 1.05 * highest], color="grey", linewidth=1, linestyle="--")
-    axes.set_xlabel("expected error of the latent")
-    axes.set_ylabel("true error, root mean square")
-    axes.set_title("Reliability on held-out episodes")
-    axes.legend()
-    write_figure(Path(path), figure)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 
@@ -20,29 +19,6 @@ def rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.5g}") if np.isfinite(value) else None
     return value
-
-
-def write_png(path: Path, picture: np.ndarray) -> None:
-    """Write uint8 (H, W, 3) in RGB; the file appears under its name only when complete."""
-    partial = path.with_name("partial-" + path.name)
-    cv2.imwrite(str(partial), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    os.replace(partial, path)
-
-
-def new_figure(width: float, height: float) -> Any:
-    """An empty figure of that size in inches."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("The plot needs matplotlib: install it with `pip install matplotlib`.") from error
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def write_figure(path: Path, figure: Any) -> None:
-    """Write a figure as PNG; the file appears under its name only when complete."""
-    partial = path.with_name("partial-" + path.name)
-    figure.savefig(partial, dpi=120)
-    os.replace(partial, path)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
