@@ -27,11 +27,13 @@ from astra_env.envs.worlds import load_world_model
 from astra_env.models import WorldModel
 from astra_env.models.checkpoint import checkpoint_folder
 from astra_env.video import draw_action, resize_frames, side_by_side, write_video
-from astra_env.visualization import Recording, log_rollout
+from astra_env.visualization import Recording, RecordRerun, log_rollout
 
 PLANNER = "policies.mpc:MPCPolicy"
 FILE_NAME = "demo.npz"
 VIDEO_SIZE = (384, 384)
+NUM_CANDIDATES = 24
+"""Plans that a recording shows for each planned action."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,16 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Imagined frames uint8 (1 + N n, H, W, 3), the actions (N, A) and rewards (N,), and seconds of each step (N,)."""
+    """Imagined frames uint8 (1 + N n, H, W, 3), actions (N, A), rewards (N,), seconds of each step (N,), and poses.
+
+    These are (N + 1, 4, 4).
+    """
 
     frames: np.ndarray
     actions: np.ndarray
     rewards: np.ndarray
     seconds: np.ndarray
+    poses: np.ndarray
 
 
 def demonstrations(world_model: WorldModel) -> dict[str, Demonstration]:
@@ -151,7 +157,8 @@ def _show_script(
     print(f"  {step_ms:.1f} ms a step (median) for {1000 / modality.rate_hz:.0f} ms of video.")
     print(f"  PSNR against the simulator's recording of the same actions: {_after(psnr)}.")
     log.log_event("scripted actions begin")
-    log_rollout(log, {"imagined": scripted.frames, "recorded": real}, scripted.actions, scripted.rewards)
+    views = {"imagined": scripted.frames, "recorded": real}
+    log_rollout(log, views, scripted.actions, scripted.rewards, poses=scripted.poses)
     pictures = _picture(modality, scripted, real, ("imagined", "recorded in the simulator"))
     return {"psnr": psnr, "step_ms": step_ms}, [pictures]
 
@@ -162,12 +169,11 @@ def _show_plan(
     """Plans towards the goal and logs it; returns the distances to it and the video's pictures."""
     modality: ActionModality = env.unwrapped.action_modality  # type: ignore[attr-defined]
     print(f"  Planning {num_steps} actions towards a goal picture, by imagining candidates ({PLANNER}).")
-    planned, distances, searches = _imagine_plan(env, demonstration, seed, num_steps)
+    log.log_event("the plan towards the goal begins")
+    planned, distances = _imagine_plan(RecordRerun(env, log), demonstration, seed, num_steps)
     print(f"  Distance to the goal in latent space: {distances[0]:.3f} at the start, {distances[-1]:.3f} at the end.")
     assert demonstration.goal is not None
     goal = np.broadcast_to(demonstration.goal, planned.frames.shape)
-    log.log_event("the plan towards the goal begins")
-    log_rollout(log, {"imagined": planned.frames, "goal": goal}, planned.actions, planned.rewards, plans=searches)
     return distances, [_picture(modality, planned, goal, ("imagined: the plan", "goal"))]
 
 
@@ -179,33 +185,37 @@ def _imagine_script(env: gymnasium.Env, demonstration: Demonstration, seed: int)
 
 
 def _imagine_plan(
-    env: gymnasium.Env, demonstration: Demonstration, seed: int, num_steps: int
-) -> tuple[Rollout, list[float], list[np.ndarray]]:
-    """Plans and imagines; returns the rollout, the distances to the goal, and each search's history of values."""
+    env: RecordRerun, demonstration: Demonstration, seed: int, num_steps: int
+) -> tuple[Rollout, list[float]]:
+    """Plans and imagines while it is recorded, candidates included; the rollout and the distances to the goal."""
     observation, info = env.reset(seed=seed, options=demonstration.history | {"goal": demonstration.goal})
-    policy = pkgutil.resolve_name(PLANNER)(env, horizon=3).reset(seed=seed)
-    distances, searches = [info["reward_terms"]["goal_distance"]], []
+    policy = pkgutil.resolve_name(PLANNER)(env, horizon=3, num_kept=NUM_CANDIDATES).reset(seed=seed)
+    start = info["reward_terms"]["goal_distance"]
 
     def actions() -> Any:
         for _ in tqdm(range(num_steps), desc="  planning", unit="step"):
-            yield policy.act(observation)
-            searches.append(policy.plan.history.numpy())
+            action = policy.act(observation)
+            env.recording.log_plan(policy.plan.history.numpy())
+            env.recording.log_candidates(policy.candidate_poses(), policy.plan.values.numpy())
+            yield action
 
     rollout = _rollout(env, info, actions())
-    return rollout, distances + [-float(reward) for reward in rollout.rewards], searches
+    return rollout, [start] + [-float(reward) for reward in rollout.rewards]
 
 
 def _rollout(env: gymnasium.Env, info: dict[str, Any], actions: Any) -> Rollout:
     """Steps through actions as they come, beginning after a reset that gave `info`."""
-    frames, taken, rewards, seconds = [info["frames"][-1:]], [], [], []
+    frames, poses, taken, rewards, seconds = [info["frames"][-1:]], [info["pose"]], [], [], []
     for action in actions:
         started = time.perf_counter()
         _, reward, _, _, info = env.step(action)
         seconds.append(time.perf_counter() - started)
         frames.append(info["frames"])
+        poses.append(info["pose"])
         taken.append(action)
         rewards.append(reward)
-    return Rollout(np.concatenate(frames), np.stack(taken), np.array(rewards, float), np.array(seconds))
+    values = np.array(rewards, float), np.array(seconds)
+    return Rollout(np.concatenate(frames), np.stack(taken), *values, np.stack(poses))
 
 
 def _picture(modality: ActionModality, rollout: Rollout, beside: np.ndarray, labels: tuple[str, str]) -> np.ndarray:

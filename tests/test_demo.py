@@ -4,6 +4,7 @@ import importlib.util
 
 import numpy as np
 import pytest
+from rrd import read
 from tiny import DOMAINS, random_actions, random_frames, save_checkpoint
 
 from astra_env.cli import main
@@ -59,6 +60,9 @@ def test_the_demo_writes_a_video_and_recordings_and_tells_how_to_open_them(check
     frames = read_video(results["video"])
     assert frames.shape == (4 * 13 + 9, 480, 772, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["demo.mp4", *(f"{d}.rrd" for d in DOMAINS)])
+    shown = read(results["robot"]["recording"])
+    assert len(shown["frames/recorded"]) == 13 and len(shown["frames/goal"]) == 1
+    assert len(shown["world/plans/chosen"]) == 2 and len(shown["reward/total"]) == 3 + 2
     printed = capsys.readouterr().out
     assert "ms a step" in printed
     assert "dB after 3 steps" in printed

@@ -15,6 +15,7 @@ import children
 import pytest
 import torch
 from encoded import a_release, encoded_world
+from rrd import read
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_shards import ARM, CAR
@@ -325,5 +326,8 @@ def test_the_commands_go_from_recordings_to_a_world_and_its_rollouts(data, tmp_p
     command += ["--num-steps", "2", "--batch-size", "2", "--precision", "no", "--preset", "lora", "--rollouts", "1"]
     main(command)
     assert WorldModel.from_pretrained(tmp_path / "run" / "checkpoint").modalities
-    assert len(list((tmp_path / "run" / "rollouts").glob("step_000002/*.rrd"))) == 1
+    (rollout,) = (tmp_path / "run" / "rollouts").glob("step_000002/*.rrd")
+    shown = read(rollout)
+    assert len(shown["frames/imagined"]) == len(shown["frames/recorded"]) == 33
+    assert len(shown["action/dx"]) == len(shown["frames/imagined/action/arrows"]) == 8
     assert "is the trained world" in capsys.readouterr().out

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import re
+import signal
+import socket
 import subprocess
 import sys
 import time
+import warnings
 
 import cv2
 import numpy as np
 import pytest
+from children import free_port
 from rrd import numbers, read
 
 from astra_env.actions import ACTION_MODALITIES
@@ -24,6 +29,18 @@ def moved(x, y=0.0, z=0.0):
     pose = np.eye(4)
     pose[:3, 3] = x, y, z
     return pose
+
+
+def wait_until(happened):
+    deadline = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def listens(port):
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_a_file_appears_whole_when_it_is_closed(tmp_path):
@@ -137,12 +154,44 @@ def test_a_rollout_shows_real_frames_beside_imagined_ones(tmp_path):
     assert numbers(entities, "reward/total") == [1, 1]
 
 
+def test_a_new_episode_takes_away_what_belongs_to_the_last(tmp_path):
+    with Recording(tmp_path / "out.rrd", views=("imagined", "recorded"), modality=MODALITY) as recording:
+        recording.begin_episode()
+        recording.log_picture("frames/goal", frames(1)[0])
+        recording.log_frames({"imagined": frames(2), "recorded": frames(2)})
+        recording.begin_episode()
+        recording.log_frames({"imagined": frames(2)})
+    entities = read(tmp_path / "out.rrd")
+    for entity in ("frames/recorded", "frames/goal", "world/plans", "world/target"):
+        assert "Clear:is_recursive" in entities[entity][-1].values
+    assert [row.step for row in entities["frames/imagined"]] == [0, 0, 1, 1]
+
+
 def test_lengths_that_do_not_fit_are_refused(tmp_path):
     with Recording(tmp_path / "out.rrd") as recording:
         with pytest.raises(ValueError, match="different numbers of frames"):
             recording.log_frames({"imagined": frames(9), "recorded": frames(3)})
         with pytest.raises(ValueError, match="9 frames do not fit 3 actions"):
             log_rollout(recording, {"imagined": frames(9)}, np.zeros((3, 7)))
+
+
+def test_a_viewer_elsewhere_gets_what_a_file_would(tmp_path):
+    port, saved = free_port(), tmp_path / "saved.rrd"
+    url = f"rerun+http://127.0.0.1:{port}/proxy"
+    with pytest.raises(ConnectionError, match=f"no Rerun viewer answers at {re.escape(url)}"):
+        Recording(url)
+    server = [sys.executable, "-m", "rerun", "--serve-grpc", "--bind", "127.0.0.1", "--port", str(port), "--save"]
+    listening = subprocess.Popen([*server, saved], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: listens(port))
+        with Recording(url, modality=MODALITY) as recording:
+            recording.log_frames({"imagined": frames(3, size=256)})
+        wait_until(lambda: saved.stat().st_size > 200_000)  # noise does not shrink
+    finally:
+        listening.send_signal(signal.SIGINT)
+        listening.wait()
+    with warnings.catch_warnings(action="ignore"):  # it was cut off
+        assert len(read(saved)["frames/imagined"]) == 3
 
 
 def test_a_missing_package_is_named():

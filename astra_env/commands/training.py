@@ -72,16 +72,17 @@ def _finetune(options: argparse.Namespace) -> None:
 
 def _watch(out: str, step: int, rollout: Any) -> None:
     """Write a rollout as OUT/rollouts/STEP/NAME.rrd: what is imagined beside what was recorded."""
+    import numpy as np
+
     from astra_env.actions import ACTION_MODALITIES
-    from astra_env.visualization import Recording
+    from astra_env.visualization import Recording, log_rollout
 
     path = Path(out, "rollouts", f"step_{step:06d}", rollout.name.replace("/", "_") + ".rrd")
     modality, num = ACTION_MODALITIES[rollout.modality], len(rollout.imagined) // len(rollout.actions)
     views = {"imagined": rollout.imagined, "recorded": rollout.recorded}
+    shown = {name: np.concatenate([rollout.start, frames]) for name, frames in views.items()}
     with Recording(path, views=tuple(views), modality=modality, fps=num * modality.rate_hz) as recording:
-        for index, action in enumerate(rollout.actions):
-            recording.log_action(action)
-            recording.log_frames({name: frames[num * index : num * (index + 1)] for name, frames in views.items()})
+        log_rollout(recording, shown, rollout.actions, poses=rollout.poses)
 
 
 def _add_fit_reward(parser: argparse.ArgumentParser) -> None:

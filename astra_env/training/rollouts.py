@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from astra_env.actions import ACTION_MODALITIES
 from astra_env.models import WorldModel
 from astra_env.models.autoencoder import TEMPORAL_COMPRESSION
 from astra_env.training.shards import ClipEntry, Shards
@@ -27,7 +28,9 @@ class Rollout:
     modality: str
     imagined: np.ndarray  # uint8 (T, H, W, 3)
     recorded: np.ndarray  # as the autoencoder shows it, uint8 (T, H, W, 3)
+    start: np.ndarray  # the last known frame before them, uint8 (1, H, W, 3)
     actions: np.ndarray  # float32 (T / 4, A), physical units
+    poses: np.ndarray  # (T / 4 + 1, 4, 4) that the actions lead through, seen from the start
     latent_error: float  # root mean square over all latents
     psnr: float  # dB, of imagined against recorded frames
 
@@ -67,14 +70,18 @@ def imagine_clip(world_model: WorldModel, folder: Shards, clip: ClipEntry) -> Ro
         state, chunk = world_model.decode(state)
         frames.append(chunk[0].cpu())
         errors.append((state.latents[:, :, -n:].float() - latents[:, :, start : start + n]).square().mean())
-    imagined, truth = torch.cat(frames), recorded[0, TEMPORAL_COMPRESSION * (known - 1) + 1 :]
+    seen, taken = TEMPORAL_COMPRESSION * (known - 1) + 1, actions[0, known - 1 :].numpy()
+    imagined, truth = torch.cat(frames), recorded[0, seen:]
+    speed = 0.0 if speeds is None else float(speeds[known - 1])
     difference = (imagined.float() - truth.float()).square().mean().item()
     return Rollout(
         name=clip.name,
         modality=clip.modality,
         imagined=imagined.numpy(),
         recorded=truth.numpy(),
-        actions=actions[0, known - 1 :].numpy(),
+        start=recorded[0, seen - 1 : seen].numpy(),
+        actions=taken,
+        poses=ACTION_MODALITIES[clip.modality].integrate(np.eye(4), taken, speed=speed),
         latent_error=torch.stack(errors).mean().sqrt().item(),
         psnr=10 * math.log10(255**2 / max(difference, 1e-9)),
     )

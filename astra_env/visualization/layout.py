@@ -15,10 +15,10 @@ from astra_env.visualization.sdk import rrb
 Standpoint = tuple[tuple[float, float, float], float]
 """Where the eye stands, seen from what it looks at, and the metres around that which it sees at least."""
 STANDPOINTS: Mapping[type, Standpoint] = {
-    BicycleMotion: ((-1.0, -0.5, 0.9), 6.0),  # behind the car
-    RigidMotion: ((0.8, -0.7, 0.7), 0.12),  # where the bundled robot's camera is
+    BicycleMotion: ((-1.0, -0.5, 0.9), 4.0),  # behind the car
+    RigidMotion: ((0.8, -0.7, 0.7), 0.06),  # where the bundled robot's camera is
 }
-CAMERA_STANDPOINT: Standpoint = ((0.7, -0.8, -1.0), 0.2)  # behind the camera, y is down
+CAMERA_STANDPOINT: Standpoint = ((0.7, -0.8, -1.0), 0.15)  # behind the camera, y is down
 CAPTIONED = 1.32
 """Height of a picture with captions below it."""
 CURVES = ("reward", "uncertainty", "plan", "routing", "guidance", "speed")
@@ -55,11 +55,17 @@ class Layout:
     @property
     def _radius(self) -> float:
         """Of a ball around all places, and a little more."""
-        return 0.6 * float(np.linalg.norm(self._high - self._low)) + _standpoint(self._modality)[1]
+        return 0.5 * float(np.linalg.norm(self._high - self._low)) + _standpoint(self._modality)[1]
 
     def holds(self, prefix: str, part: str) -> bool:
         """Whether a part was added."""
         return part in self._parts.get(prefix, ())
+
+    def views(self, prefix: str) -> list[str]:
+        """Entities of pictures under a prefix, in the order of their panels."""
+        found = [part for part in self._parts.get(prefix, ()) if part.startswith("frames/")]
+        first = [f"frames/{name}" for name in self._views]
+        return [name for name in first if name in found] + sorted(set(found) - set(first))
 
     def blueprint(self) -> rrb.Blueprint:
         """The arrangement of all that was added."""
@@ -83,13 +89,11 @@ class Layout:
     def _pictures(self) -> rrb.Container:
         views = []
         for prefix, parts in self._parts.items():
-            names = [part.removeprefix("frames/") for part in parts if part.startswith("frames/")]
-            names.sort(key=lambda name: (self._views.index(name) if name in self._views else len(self._views), name))
-            views += [self._picture(prefix, name) for name in names]
+            views += [self._picture(prefix, entity.removeprefix("frames/")) for entity in self.views(prefix)]
             if "denoising" in parts:
                 views.append(rrb.Spatial2DView(origin=f"/{prefix}denoising", name=_title(prefix, "denoising steps")))
         if len(views) <= 3:
-            return rrb.Vertical(*views)
+            return rrb.Vertical(*views, row_shares=[CAPTIONED, 1, 1][: len(views)])
         return rrb.Vertical(views[0], rrb.Grid(*views[1:], grid_columns=math.ceil(math.sqrt(len(views) - 1))))
 
     def _picture(self, prefix: str, name: str) -> rrb.View:

@@ -34,8 +34,8 @@ KEY_PLACES: Mapping[str, tuple[float, float]] = {
 """Key -> column and row of its cap, at the lower edge of the picture."""
 KEY_SIGNS: Mapping[str, str] = {"up": "↑", "left": "←", "down": "↓", "right": "→"}
 
-ARROW_SIZE = 0.6
-"""Length of a full arrow, in halves of the picture's height."""
+MOVE_SIZE, TURN_SIZE = 0.6, 0.5
+"""Lengths of full arrows, in halves of the picture's height."""
 ROAD_AHEAD, EYE_HEIGHT, EYE_PITCH, EYE_FOCAL = 12.0, 1.5, np.deg2rad(7.0), 1 / np.tan(np.deg2rad(36.0))
 """Metres of road that a steering arc shows, and the bundled driver's eye: metres, radians, half heights."""
 
@@ -95,7 +95,7 @@ def _camera_axes(azimuth: float, elevation: float) -> np.ndarray:
 
 
 CAMERA_VIEW = View(np.eye(3), (0.0, 0.5), (0.0, 0.0), 1)
-ROBOT_VIEW = View(_camera_axes(140.0, -28.0), (0.0, 0.0), (-0.6, -0.6), -1)
+ROBOT_VIEW = View(_camera_axes(140.0, -28.0), (0.0, 0.0), (-0.5, -0.5), -1)
 
 
 def action_marks(modality: ActionModality, action: np.ndarray, size: tuple[int, int]) -> list[Mark]:
@@ -131,11 +131,11 @@ def _motion(modality: ActionModality, values: np.ndarray, view: View, size: tupl
     if np.abs(way).max() > 1e-6:
         start = np.array(view.move_from)
         # nearer to the middle what goes into the picture, farther from it what comes out of it
-        tip = (start + ARROW_SIZE * way[:2]) * np.exp(-0.7 * way[2])
+        tip = (start + MOVE_SIZE * way[:2]) * np.exp(-0.7 * way[2])
         marks.append(Mark(_pixels([start, tip], size), _told(modality, values, slice(0, 3)), COLOURS["m"]))
     if np.abs(turn).max() > 1e-6:
         label, middle = _told(modality, values, slice(3, 6)), np.array(view.turn_from)
-        aside = view.facing * ARROW_SIZE * np.array([turn[1], -turn[0]])
+        aside = view.facing * TURN_SIZE * np.array([turn[1], -turn[0]])
         if np.abs(aside).max() > 1e-6:
             marks.append(Mark(_pixels([middle, middle + aside], size), label, COLOURS["rad"]))
             label = ""

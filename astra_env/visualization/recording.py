@@ -89,8 +89,12 @@ class Recording:
     # 2. What the world shows
 
     def begin_episode(self, text: str = "episode starts") -> None:
-        """Start a new episode at the next step: the way so far is forgotten, and an event says so."""
-        self.clock = self.clock.next_step() if self.clock.num_frames else self.clock
+        """Start a new episode at the next step: what was shown of the last one is taken away, and an event says so."""
+        if self.clock.num_frames:
+            self.clock = self.clock.next_step()
+            beside = [view for view in self._layout.views(self._prefix) if view != f"frames/{self._view}"]
+            for entity in (*beside, "world/target", "world/plans"):
+                self._log(entity, shapes.nothing())
         self.pose = None
         self._way.clear()
         self.log_event(text)

@@ -27,6 +27,11 @@ def image(picture: np.ndarray, jpeg_quality: int | None) -> rr.AsComponents:
     return rr.EncodedImage(contents=encoded, media_type="image/jpeg")
 
 
+def nothing() -> rr.AsComponents:
+    """What takes away an entity and all below it."""
+    return rr.Clear(recursive=True)
+
+
 def held_curve(name: str) -> rr.AsComponents:
     """How a curve is drawn whose values hold until the next."""
     return rr.SeriesLines(names=name, widths=1.5, interpolation_mode="StepAfter")

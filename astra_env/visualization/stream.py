@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import socket
 import sys
+import threading
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from astra_env.visualization.sdk import rr, rrb
 
 VIEWER_MEMORY, SERVER_MEMORY = "2GB", "256MB"
 """Beyond these the viewer that "spawn" opens, and what feeds it, forget the oldest."""
+LOCAL_VIEWER = "rerun+http://127.0.0.1:9876/proxy"
 FILE_SECONDS = 2.0
 """Longest time that something waits before it is written to a file: chunks of many rows are small."""
 
@@ -44,7 +48,7 @@ class Stream:
 
     def __init__(self, name: str, target: str) -> None:
         self._path: Path | None = None
-        self._clock: Clock | None = None
+        self._stamp: tuple[Clock, int] | None = None
         live = target in ("spawn", "connect") or "://" in target
         batches = None if live else rr.ChunkBatcherConfig(flush_tick=FILE_SECONDS)
         self._stream = rr.RecordingStream(name, batcher_config=batches)
@@ -54,7 +58,9 @@ class Stream:
             limits = {"memory_limit": VIEWER_MEMORY, "server_memory_limit": SERVER_MEMORY}
             rr.spawn(executable_path=_viewer(), recording=self._stream, **limits)
         elif live:
-            self._stream.connect_grpc(None if target == "connect" else target)
+            url = LOCAL_VIEWER if target == "connect" else target
+            _check_listens(url)
+            self._stream.connect_grpc(url)
         else:
             self._path = Path(target)
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,8 +68,9 @@ class Stream:
 
     def log(self, clock: Clock, entity: str, content: rr.AsComponents) -> None:
         """Log at a time; that of the wall is when the clock was first seen to stand there."""
-        if clock is not self._clock:
-            self._clock = clock
+        stamp = clock, threading.get_ident()  # Rerun keeps a time for each thread
+        if stamp != self._stamp:
+            self._stamp = stamp
             self._stream.set_time("frame", sequence=max(clock.num_frames - 1, 0))
             self._stream.set_time("time", duration=clock.seconds)
             self._stream.set_time("step", sequence=clock.num_steps)
@@ -79,11 +86,10 @@ class Stream:
         self._stream.send_blueprint(blueprint)
 
     def close(self) -> None:
-        """Send what is left, and give a file its name; again, it does nothing."""
-        if self._path is None:
-            self._stream.flush()
-        elif self._unfinished(self._path).exists():
-            self._stream.disconnect()
+        """Send what is left, and give a file its name."""
+        self._stream.flush()
+        self._stream.disconnect()
+        if self._path is not None:
             self._unfinished(self._path).replace(self._path)
 
     @staticmethod
@@ -95,3 +101,14 @@ def _viewer() -> str | None:
     """The viewer beside this interpreter, where no other is found by name."""
     beside = Path(sys.executable).with_name("rerun")
     return str(beside) if shutil.which("rerun") is None and beside.exists() else None
+
+
+def _check_listens(url: str) -> None:
+    """ConnectionError where nobody is there: nothing would be shown, and all of it kept for a viewer to come."""
+    place = urlsplit(url)
+    try:
+        socket.create_connection((place.hostname or "", place.port or 9876), timeout=5.0).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"no Rerun viewer answers at {url} ({error}); start one with `rerun`, or let target be 'spawn'"
+        ) from error
