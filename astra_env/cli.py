@@ -14,6 +14,9 @@ from astra_env.envs import ENVIRONMENTS
 # be said before torch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+PICTURE = 320
+"""Pixels of the longer side of a rollout's pictures, where its frames are not larger."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command; what a user can put right is told in one sentence, with exit code 2."""
@@ -49,16 +52,15 @@ def _add_rollout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the start, the noise and the actions (%(default)s)")
     parser.add_argument("--world-model", default="astra-tiny", help="bundled name or checkpoint folder (%(default)s)")
     parser.add_argument("--record", metavar="EPISODE", help="file that `astra-env replay` can check")
-    parser.add_argument("--video", metavar="MP4", help="file to watch")
+    parser.add_argument("--video", metavar="FILE", help="MP4 or GIF of the frames, with the actions below them")
+    parser.add_argument("--contact-sheet", metavar="PNG", help="one picture of up to 20 moments with their actions")
 
 
 def _rollout(options: argparse.Namespace) -> None:
     import gymnasium
-    import numpy as np
 
     import astra_env  # noqa: F401  registers the ids
     from astra_env.envs.episode import record_episode
-    from astra_env.video import write_video
 
     env: typing.Any = gymnasium.make(options.environment, world_model=options.world_model)
     env.action_space.seed(options.seed)
@@ -76,11 +78,33 @@ def _rollout(options: argparse.Namespace) -> None:
     if options.record:
         episode.save(options.record)
         print(f"{options.record} can be checked with: astra-env replay {options.record}")
+    if options.video or options.contact_sheet:
+        chunks = [frames[0][-1:], *frames[1:]]  # of the start, its newest frame
+        physical = [env.unwrapped.physical(action, ()) for action in episode.actions]
+        _write_pictures(options, env.unwrapped, chunks, [None, *physical])
+
+
+def _write_pictures(options: argparse.Namespace, worlds: typing.Any, chunks: list, actions: list) -> None:
+    """What was seen, chunk by chunk (T, H, W, 3), and the action (A,) or None that led to each, as files."""
+    import numpy as np
+
+    from astra_env.envs.env import frame_rate
+    from astra_env.pictures import contact_sheet, enlarged, with_action, write_image
+    from astra_env.video import write_video
+
+    modality = worlds.action_modality
+    shown = [
+        with_action(enlarged(chunk, PICTURE), modality, action) for chunk, action in zip(chunks, actions, strict=True)
+    ]
     if options.video:
-        worlds = env.unwrapped
-        fps = worlds.action_modality.rate_hz * len(frames[0]) / worlds.world_model.sampling.chunk_size
-        write_video(options.video, np.concatenate(frames), fps)
+        write_video(options.video, [frame for chunk in shown for frame in chunk], frame_rate(worlds))
         print(f"{options.video} shows it.")
+    if options.contact_sheet:
+        moments = np.unique(np.linspace(0, len(shown) - 1, min(len(shown), 20)).round().astype(int))
+        rows = np.split(moments, range(5, len(moments), 5))
+        labels = ["steps " + ", ".join(map(str, row)) for row in rows]
+        write_image(options.contact_sheet, contact_sheet([np.stack([shown[i][-1] for i in r]) for r in rows], labels))
+        print(f"{options.contact_sheet} shows it at a glance.")
 
 
 def _add_replay(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +145,9 @@ def _add_nothing(parser: argparse.ArgumentParser) -> None:
 COMMANDS: dict[str, Command] = {
     "list": Command("print the environments, their actions and the bundled worlds", _add_nothing, _list),
     "demo": Command("imagine scripted actions and a plan; write an MP4 and Rerun recordings", _add_demo, _demo),
-    "rollout": Command("imagine random actions; write a video and an episode's file", _add_rollout, _rollout),
+    "rollout": Command(
+        "imagine random actions; write a video, a contact sheet, an episode file", _add_rollout, _rollout
+    ),
     "replay": Command("check that an episode comes again, bit by bit", _add_replay, _replay),
     **play.COMMANDS,
     **data.COMMANDS,

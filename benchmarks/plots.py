@@ -220,15 +220,9 @@ def draw_policies(results: Results) -> Any:
         for index, (kind, members) in enumerate(groups.items()):
             x, y = ([agent[side]["mean_kept_return"] for agent in members] for side in ("imagination", "simulator"))
             bars = [_reach(members, side) for side in ("simulator", "imagination")]
-            colour = COLOURS[index % len(COLOURS)]
-            look: dict[str, Any] = {
-                "color": colour,
-                "elinewidth": 0.7,
-                "markersize": 5,
-                "zorder": 4 - len(members) / 50,
-            }
-            joined = "-" if kind.startswith("on the way") else ""
-            axes.errorbar(x, y, *bars, fmt="osD^vP"[index % 6] + joined, linewidth=0.8, label=kind, **look)
+            look: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "markersize": 5, "linewidth": 0.8}
+            style = "osD^vP"[index % 6] + ("-" if kind.startswith("on the way") else "")
+            axes.errorbar(x, y, *bars, fmt=style, label=kind, zorder=4 - len(members) / 50, **look)
         ends = [min(*axes.get_xlim(), *axes.get_ylim()), max(*axes.get_xlim(), *axes.get_ylim())]
         axes.plot(ends, ends, "--", color=GREY, linewidth=1, label="the same in both")
         rank = told.get("ranking")
