@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
-from PIL import Image
 from test_prompts import IMAGE, TEXT_DIM, Words
 from tiny import tiny_world_model
 
-from astra_env.actions import ACTION_MODALITIES, DISCRETE_ACTIONS
+from astra_env.actions import DISCRETE_ACTIONS
 from astra_env.datasets import load_dataset
 from astra_env.envs import ENVIRONMENTS
 from astra_env.play import timeline
-from astra_env.play.controls import WORDS, Controls, heading, nearest_choice
-from astra_env.play.packets import encode_pictures, pack, read_upload, unpack
+from astra_env.play.controls import Controls, nearest_choice
 from astra_env.play.players import find_player
 from astra_env.play.timeline import Timeline
 from astra_env.play.world import HELD, YOU, PlayWorld
@@ -38,88 +34,6 @@ def play(checkpoint):
 
 def digests(world: PlayWorld) -> list[str]:
     return [branch.timeline.state.digest() for branch in world.branches]
-
-
-# Inputs
-
-
-@pytest.mark.parametrize("name", ACTION_MODALITIES)
-def test_keys_are_those_of_the_table(name):
-    modality = ACTION_MODALITIES[name]
-    for key in modality.keys:
-        controls = Controls(modality)
-        controls.receive({"keys": {key: 1}})
-        np.testing.assert_array_equal(controls.action(), modality.from_keys([key]))
-    for row in Controls(modality).legend():
-        assert row["word"] in {word for pair in WORDS[name].values() for word in pair}
-
-
-@pytest.mark.parametrize("name", ACTION_MODALITIES)
-def test_left_is_left(name):
-    modality, controls = ACTION_MODALITIES[name], Controls(ACTION_MODALITIES[name])
-    controls.receive({"keys": {"left": 1}})
-    pose = modality.integrate(np.eye(4), [controls.action()] * 2, speed=3.0)[-1]
-    assert heading(pose, modality) > 0.1
-    controls.receive({"keys": {"right": 0.5}})
-    pose = modality.integrate(np.eye(4), [controls.action()] * 2, speed=3.0)[-1]
-    assert heading(pose, modality) < -0.05
-
-
-def test_arrows_stand_for_letters_where_they_mean_nothing_else():
-    controls = Controls(ACTION_MODALITIES["vehicle"])
-    controls.receive({"keys": {"up": 1, "left": 0.5}})
-    np.testing.assert_allclose(controls.action(), [0.3, 3.0])
-    controls.receive({"keys": {"a": 1, "right": 1}})  # cancel, as does what is let go before the next step
-    np.testing.assert_allclose(controls.action(), [0.0, 0.0], atol=1e-6)
-
-
-def test_a_tap_between_two_steps_counts_once():
-    controls = Controls(ACTION_MODALITIES["camera"])
-    controls.receive({"keys": {"w": 1}})
-    controls.receive({"keys": {}, "mouse": [10, 0]})
-    action = controls.action()
-    assert action[2] == np.float32(0.2) and action[5] == np.float32(0.02)
-    assert not controls.action().any()
-
-
-def test_an_absolute_field_is_toggled_or_set():
-    controls = Controls(ACTION_MODALITIES["end_effector"])
-    seen = []
-    for keys in ({"space": 1}, {"space": 1, "w": 1}, {}, {"space": 1}, {}):
-        controls.receive({"keys": keys})
-        seen.append(controls.action()[6])
-    assert seen == [1, 1, 1, 0, 0]
-    controls.receive({"sliders": {"gripper": 0.25, "dx": 7}})
-    np.testing.assert_allclose(controls.action()[[0, 6]], [0.05, 0.25])
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        {"keys": {"y": 1}},
-        {"keys": {"w": "much"}},
-        {"keys": ["w"]},
-        {"sliders": {"height": 1}},
-        {"sliders": {"dx": float("nan")}},
-        {"mouse": [1]},
-        {"mouse": [True, 0]},
-    ],
-)
-def test_a_wrong_input_is_one_sentence(message):
-    with pytest.raises(ValueError, match=r"^[^\n]+\.$"):
-        Controls(ACTION_MODALITIES["end_effector"]).receive(message)
-
-
-def test_worlds_of_keys_take_the_set_that_is_held(play):
-    world = play("Astra-SpatialVID-v0")
-    for number, keys in enumerate(DISCRETE_ACTIONS["camera"]):
-        controls = Controls(world.modality)
-        controls.receive({"keys": dict.fromkeys(keys, 1)})
-        action = controls.action()
-        assert nearest_choice(action, world.choices, world.modality) == number
-        world.step(action)
-        np.testing.assert_allclose(world.told()[0]["action"], action)
-    assert {row["keys"][0] for row in controls.legend()} == set("wasd") | {"left", "right", "up", "down"}
 
 
 # Time
@@ -288,40 +202,6 @@ def test_recording_stops_where_it_would_be_too_large(play, monkeypatch):
     assert world.take is None and [len(take.moments) for take in world.takes] == [4]
 
 
-# Pictures
-
-
-def test_packets_hold_the_pictures():
-    frames = np.zeros((2, 16, 24, 3), np.uint8)
-    frames[..., 0], frames[1] = 200, 40
-    header, pictures = unpack(pack({"branches": [{"by": "you"}, {}]}, [encode_pictures(frames)] * 2))
-    assert header["branches"][0]["by"] == "you" and [len(files) for files in pictures] == [2, 2]
-    for file, frame in zip(pictures[1], frames, strict=True):
-        assert np.abs(read_upload(file).astype(int) - frame).max() < 8
-
-
-def file_of(picture, kind: str = "PNG", **options) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, kind, **options)
-    return file.getvalue()
-
-
-def test_uploads_are_read_upright_and_bounded():
-    picture = Image.new("RGB", (40, 20), (250, 10, 10))
-    picture.paste((10, 10, 250), (0, 0, 20, 20))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side
-    upright = read_upload(file_of(picture, "JPEG", exif=exif, quality=95))
-    assert upright.shape == (40, 20, 3) and upright[5, 10, 2] > 200 > upright[35, 10, 2]
-    assert read_upload(file_of(Image.new("LA", (9, 9)))).shape == (9, 9, 3)
-    bomb = file_of(Image.new("1", (8000, 6000)))
-    for content, told in ((bomb, "40 million"), (b"GIF89a", "no picture"), (b"", "no picture"), (bytes(9 << 20), "MB")):
-        with pytest.raises(ValueError, match=told):
-            read_upload(content)
-    with pytest.raises(ValueError, match="no picture"):
-        read_upload(file_of(picture, "PNG")[:60])
-
-
 # Words
 
 
@@ -350,3 +230,18 @@ def test_new_words_hold_in_all_branches_from_the_next_step_on(monkeypatch):
     assert ends[0] == ends[1] and ends[0][0] == ends[0][1] != ends[2][0] == ends[2][1]
     with pytest.raises(ValueError, match="1000 at most"):
         world.set_prompt("rain " * 300)
+
+
+# Keys
+
+
+def test_worlds_of_keys_take_the_set_that_is_held(play):
+    world = play("Astra-SpatialVID-v0")
+    for number, keys in enumerate(DISCRETE_ACTIONS["camera"]):
+        controls = Controls(world.modality)
+        controls.receive({"keys": dict.fromkeys(keys, 1)})
+        action = controls.action()
+        assert nearest_choice(action, world.choices, world.modality) == number
+        world.step(action)
+        np.testing.assert_allclose(world.told()[0]["action"], action)
+    assert {row["keys"][0] for row in controls.legend()} == set("wasd") | {"left", "right", "up", "down"}

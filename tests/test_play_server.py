@@ -1,111 +1,30 @@
-"""The server of `astra-env play` over real sockets: what pages may ask for, and what they do not do to each other."""
+"""The server of `astra-env play` over real sockets: what pages are shown, and what they do not do to each other."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import socket
-import subprocess
-import sys
+import time
 import zipfile
 
-import aiohttp
 import numpy as np
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
 from PIL import Image
-from test_play import file_of
+from play_pages import CAR, file_of, run_scenario
 
-from astra_env.cli import main
 from astra_env.datasets import load_dataset
 from astra_env.play import visitor as visitors
-from astra_env.play.packets import MAX_UPLOAD, encode_pictures, unpack
-from astra_env.play.server import PlayConfig, PlayServer
+from astra_env.play.packets import MAX_UPLOAD, encode_pictures
+from astra_env.play.server import PlayConfig
 from astra_env.play.world import PlayWorld
-
-CAR = "Astra-NuScenes-v0"
-
-
-class Page:
-    """A page without a screen: acknowledges pictures as they come, unless it is slow."""
-
-    def __init__(self, websocket, *, slow: bool = False) -> None:
-        self.websocket, self.slow, self.inputs = websocket, slow, 0
-        self.chunks, self.news = [], []
-
-    async def ask(self, kind: str, **entries) -> None:
-        await self.websocket.send_json({"type": kind, **entries})
-
-    async def receive(self) -> None:
-        message = await self.websocket.receive(timeout=20)
-        if message.type is aiohttp.WSMsgType.BINARY:
-            self.chunks.append(unpack(message.data))
-            if not self.slow:
-                await self.ask("seen", number=self.header["number"])
-        elif message.type is aiohttp.WSMsgType.TEXT:
-            self.news.append(json.loads(message.data))
-        else:
-            raise ConnectionError(f"closed with {message}")
-
-    @property
-    def header(self) -> dict:
-        return self.chunks[-1][0]
-
-    @property
-    def told(self) -> dict:
-        return self.header["branches"][0]
-
-    async def until(self, condition) -> None:
-        while not (self.chunks and condition()):
-            await self.receive()
-
-    async def heard(self, kind: str) -> dict:
-        while not (found := [news for news in self.news if news["type"] == kind]):
-            await self.receive()
-        self.news.remove(found[0])
-        return found[0]
-
-    async def ended(self) -> None:
-        """Until the server closes the connection."""
-        with contextlib.suppress(ConnectionError):
-            while True:
-                await self.receive()
-
-    async def stand_still(self) -> None:
-        """Paused at the start, with nothing on its way."""
-        await self.ask("play", on=False)
-        await self.ask("go", to=0)
-        await self.until(lambda: not self.header["playing"] and self.told["step"] == 0)
-
-    async def step(self, **keys: float) -> dict:
-        """One step under keys; what is told of it."""
-        self.inputs += 2
-        before = self.told["step"]
-        await self.ask("input", id=self.inputs - 1, keys=keys)
-        await self.ask("step", id=self.inputs)
-        await self.until(lambda: self.told["step"] == before + 1 and self.header["input"] == self.inputs)
-        return self.told
 
 
 @pytest.fixture
 def run(checkpoint, tmp_path):
-    """Runs a scenario, an async function of a client and of a function that opens pages, against a server."""
-
-    def run_scenario(scenario, environment: str = CAR, **config) -> None:
-        async def go() -> None:
-            options = {"world_model": checkpoint, "device": "cpu"}
-            server = PlayServer(PlayConfig(environment, options, out=str(tmp_path / "out"), **config))
-            async with TestClient(TestServer(server.application())) as client, contextlib.AsyncExitStack() as stack:
-
-                async def open_page(**how) -> Page:
-                    return Page(await stack.enter_async_context(client.ws_connect("/socket")), **how)
-
-                await asyncio.wait_for(scenario(client, open_page), 60)
-
-        asyncio.run(go())
-
-    return run_scenario
+    """Runs a scenario over the tiny checkpoint."""
+    options = {"world_model": checkpoint, "device": "cpu"}
+    return lambda scenario, **config: run_scenario(
+        scenario, PlayConfig(CAR, options, out=str(tmp_path / "out"), **config)
+    )
 
 
 def test_a_page_is_told_all_it_needs_and_shown_what_its_keys_do(run):
@@ -221,18 +140,34 @@ def test_visitors_do_not_disturb_each_other(run, checkpoint):
     run(scenario, seed=3)
 
 
-def test_there_is_room_for_so_many_and_who_is_away_leaves(run):
-    async def scenario(client, open_page):
-        page = await open_page()
-        await page.heard("hello")
-        late = await open_page()
-        assert "1 visitors are here already" in (await late.heard("problem"))["text"]
-        assert "did nothing for 0.5 s" in (await page.heard("problem"))["text"]
-        await page.ended()
-        assert (await client.get("/files/gone/x.rrd")).status == 404
-        await (await open_page()).heard("hello")
+class Pondering:
+    """A policy that takes long."""
 
-    run(scenario, max_visitors=1, idle_seconds=0.5)
+    def __init__(self, env):
+        self.action = np.zeros(2, np.float32)
+
+    def act(self, observation):
+        time.sleep(1.5)
+        return self.action
+
+
+def test_a_slow_policy_keeps_nobody_else_waiting(run):
+    name = f"{__name__}:Pondering"
+
+    async def scenario(client, open_page):
+        slow, quick = await open_page(), await open_page()
+        for page in (slow, quick):
+            await page.stand_still()
+        await slow.ask("choose", branch=0, by=name)
+        await slow.ask("step", id=1)
+        began = time.perf_counter()
+        await quick.step()
+        await quick.step()
+        assert time.perf_counter() - began < 1.4
+        await slow.until(lambda: slow.told["step"] == 1)
+        assert slow.told["by"] == name and time.perf_counter() - began > 1.4
+
+    run(scenario, players=(name,))
 
 
 def test_a_picture_of_ones_own_is_a_start(run):
@@ -280,73 +215,3 @@ def test_what_is_recorded_can_be_downloaded(run, tmp_path):
     (clip,) = load_dataset("lerobot", tmp_path / "set")
     np.testing.assert_allclose(clip.actions[[0, -1], 0], [0.6, -0.6], atol=1e-6)
     assert next(tmp_path.glob("*.rrd")).read_bytes()[:4] == b"RRF2"
-
-
-def test_wrong_messages_are_one_sentence_each(run):
-    async def scenario(client, open_page):
-        page = await open_page()
-        await page.stand_still()
-        wrong = ["{", "[1]", '{"type": "fly"}', '{"type": "go"}', '{"type": "go", "to": true}', "[" * 9000]
-        wrong += ['{"type": "reset", "seed": -1}', '{"type": "input", "keys": {"x": 1}}', '{"type": "join", "keep": 7}']
-        wrong += ['{"type": "prompt", "text": "rain"}', '{"type": "fork", "by": "nobody", "other_noise": false}']
-        for text in wrong:
-            await page.websocket.send_str(text)
-            problem = (await page.heard("problem"))["text"]
-            assert problem.endswith(".") and "\n" not in problem, text
-        await page.websocket.send_bytes(b"\x80\x04.")
-        assert "no text" in (await page.heard("problem"))["text"]
-        assert (await page.step())["step"] == 1
-        await page.websocket.send_str(" " * 20_000)
-        await page.ended()
-
-    run(scenario)
-
-
-def test_pages_of_other_sites_are_turned_away(run):
-    async def scenario(client, open_page):
-        host = f"127.0.0.1:{client.port}"
-        for headers, status in (
-            ({}, 200),
-            ({"Host": f"localhost:{client.port}"}, 200),
-            ({"Host": "[::1]:8000"}, 200),
-            ({"Host": "rebound.example"}, 403),
-            ({"Host": ""}, 403),
-            ({"Host": host, "Origin": f"http://{host}"}, 200),
-            ({"Host": host, "Origin": "http://elsewhere.example"}, 403),
-            ({"Host": host, "Origin": "null"}, 403),
-        ):
-            answer = await client.get("/", headers=headers)
-            assert answer.status == status, headers
-            assert status == 403 or "default-src 'self'" in answer.headers["Content-Security-Policy"]
-        with pytest.raises(aiohttp.WSServerHandshakeError):
-            await client.ws_connect("/socket", headers={"Origin": "http://elsewhere.example"})
-        for path in ("/page/../server.py", "/page/%2e%2e/server.py", "/files/x/y", "/nothing"):
-            assert (await client.get(path)).status == 404
-        assert (await client.get("/page/play.js")).status == 200
-
-    run(scenario)
-
-
-def failing(capsys, *arguments: str) -> str:
-    with pytest.raises(SystemExit) as exit_info:
-        main(["play", *arguments])
-    assert exit_info.value.code == 2
-    return capsys.readouterr().err
-
-
-def test_what_a_user_can_put_right_is_one_sentence(capsys, checkpoint):
-    assert "invalid choice: 'Astra-Moon-v0'" in failing(capsys, "Astra-Moon-v0")
-    told = failing(capsys, CAR, "--world-model", checkpoint, "--policy", "nowhere:act")
-    assert told.startswith("astra-env play: There is no policy 'nowhere:act'") and told.count("\n") == 1
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        told = failing(capsys, CAR, "--world-model", checkpoint, "--port", str(port))
-    assert told == f"astra-env play: Port {port} of 127.0.0.1 is in use; choose another with --port, 0 for any.\n"
-
-
-def test_a_missing_package_is_named():
-    script = f"import sys; sys.modules['aiohttp'] = None; from astra_env.cli import main; main(['play', '{CAR}'])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "needs the package aiohttp; install it with: pip install" in done.stderr

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from astra_env.play.packets import MAX_UPLOAD, read_upload
-from astra_env.play.players import RANDOM
-from astra_env.play.visitor import Visitor
-from astra_env.play.world import PlayWorld
-
 try:
     from aiohttp import WSMsgType, web
 except ImportError as error:
     raise ImportError("astra-env play needs the package aiohttp; install it with: pip install '.[play]'") from error
+
+from astra_env.play.packets import MAX_UPLOAD, read_upload
+from astra_env.play.players import RANDOM
+from astra_env.play.visitor import Visitor
+from astra_env.play.world import PlayWorld
 
 PAGE = Path(__file__).with_name("page")
 MAX_MESSAGE = 16 * 1024
@@ -117,7 +117,7 @@ class PlayServer:
     # 2. Visitors
 
     async def _socket(self, request: web.Request) -> web.WebSocketResponse:
-        socket = web.WebSocketResponse(max_msg_size=MAX_MESSAGE, heartbeat=20)
+        socket = web.WebSocketResponse(max_msg_size=MAX_MESSAGE, heartbeat=20, compress=False)
         await socket.prepare(request)
         async with self._welcome(socket) as visitor:
             if visitor is not None:

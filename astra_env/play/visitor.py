@@ -186,7 +186,9 @@ class Visitor:
     async def _step(self) -> None:
         action, arrived = self.controls.action(), self._unacted
         self._acted, self._unacted = self.controls.newest, None
-        await self._show(lambda: self.world.step(action), arrived)
+        decide = self.world.decide  # in a thread of its own where it may take long, so that others go on
+        given = await asyncio.to_thread(decide, action) if self.world.led else decide(action)
+        await self._show(lambda: self.world.advance(given), arrived)
 
     async def _show(self, change: Callable[[], Any], arrived: float | None = None) -> None:
         """Change the world in the worker; what it shows then is to be sent next, instead of what still waits."""

@@ -16,6 +16,7 @@ import numpy as np
 import astra_env  # noqa: F401  registers the ids
 from astra_env.actions import DISCRETE_ACTIONS, ActionModality
 from astra_env.envs.env import AstraEnv
+from astra_env.models import WorldState
 from astra_env.play.controls import heading, nearest_choice
 from astra_env.play.players import Player, find_player
 from astra_env.play.saving import Saved, save_takes
@@ -94,9 +95,33 @@ class PlayWorld:
         """One step of all branches; action (A,) is the visitor's, which holds where nobody else acts.
 
         Raises:
-            ValueError: a player's action is not one.
+            ValueError: a player has failed, or its action is none; no branch has gone on then.
         """
-        steps = [self._imagine(branch, action) for branch in self.branches]
+        self.advance(self.decide(action))
+
+    @property
+    def led(self) -> bool:
+        """Whether a player acts somewhere, who may take long to decide."""
+        return any(branch.player is not None for branch in self.branches)
+
+    def decide(self, action: np.ndarray) -> list[Any]:
+        """What is done next in each branch, as the environment takes it: see `step`."""
+        return [self._given(branch, action) for branch in self.branches]
+
+    def _given(self, branch: Branch, action: np.ndarray) -> Any:
+        """In worlds of keys, the number of the set of keys that is nearest to the action that holds here."""
+        if branch.player is not None:
+            self.env.restore_state(branch.timeline.state)  # a planner looks at it
+            try:
+                return branch.player(branch.timeline.now.observation)
+            except Exception as error:  # a plug-in may raise anything
+                raise ValueError(f"{branch.by} has failed: {error!r}.") from error
+        chosen = action if branch.held is None else branch.held
+        return chosen if self.choices is None else nearest_choice(chosen, self.choices, self.modality)
+
+    def advance(self, given: Sequence[Any]) -> None:
+        """Imagine the next step of each branch under what was decided for it."""
+        steps = [self._imagine(branch.timeline, entry) for branch, entry in zip(self.branches, given, strict=True)]
         for branch, step in zip(self.branches, steps, strict=True):
             branch.timeline.add(*step)
         if self.take is not None:
@@ -104,25 +129,12 @@ class PlayWorld:
             if self.take.full:
                 self.record(False)
 
-    def _imagine(self, branch: Branch, action: np.ndarray) -> tuple[Any, Moment]:
-        """The state and the moment to which a branch goes on."""
-        timeline = branch.timeline
+    def _imagine(self, timeline: Timeline, given: Any) -> tuple[WorldState, Moment]:
+        """The state and the moment to which a time line goes on."""
         self.env.restore_state(timeline.state)
-        given = self._given(branch, action)
         observation, reward, over, _, info = self.env.step(given)
         physical = self.env.physical(given, ())
-        moment = Moment(timeline.now.step + 1, info, observation, physical, reward, over)
-        return self.env.save_state(), moment
-
-    def _given(self, branch: Branch, action: np.ndarray) -> Any:
-        """What the environment is given in a branch: in worlds of keys, the number of the set nearest to an action."""
-        if branch.player is not None:
-            try:
-                return branch.player(branch.timeline.now.observation)
-            except Exception as error:  # a plug-in may raise anything
-                raise ValueError(f"{branch.by} has failed: {error!r}.") from error
-        chosen = action if branch.held is None else branch.held
-        return chosen if self.choices is None else nearest_choice(chosen, self.choices, self.modality)
+        return self.env.save_state(), Moment(timeline.now.step + 1, info, observation, physical, reward, over)
 
     def set_prompt(self, text: str) -> None:
         """Describe the worlds anew from now on."""

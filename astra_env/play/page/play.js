@@ -44,6 +44,7 @@ function begin(news) {
   document.title = `${hello.environment} – astra-env play`;
   get("environment").textContent = hello.environment;
   get("description").textContent = hello.description;
+  get("axes").textContent = hello.modality.frame;
   get("prompt").hidden = !hello.reads_text;
   inputs = new Inputs(hello, send, (number, time) => page.playing && latency.pressed(number, time));
   sliders = new Sliders(hello, inputs, get("sliders"));
@@ -62,7 +63,7 @@ function begin(news) {
   get("pace").textContent = `A step lasts ${1000 * hello.chunk_seconds} ms; a key that is pressed begins one at once.`;
 }
 
-const whose = (name) => ({ you: "You act", held: "Same action on", random: "Random policy" })[name] ?? `Policy ${name}`;
+const whose = (name) => ({ you: "You act", held: "Same action on", random: "Random policy" })[name] ?? `Policy ${name.split(":").pop()}`;
 
 function tell(header) {
   const [left] = header.branches;
