@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
 
 from astra_env.actions import ActionModality
 from astra_env.pictures import enlarged, with_action
+
+LAG = 2
+"""Frames that may follow each other faster, so that a second of the world takes a second."""
 
 
 class Window:
@@ -34,7 +38,7 @@ class Window:
             ) from error
         self._pygame: Any = pygame
         self.title, self.modality, self.fps = title, modality, fps
-        self._clock = pygame.time.Clock()
+        self._due = 0.0
         self._opened = self.closed = False
 
     def show(self, frames: np.ndarray, action: np.ndarray | None) -> None:
@@ -47,11 +51,16 @@ class Window:
                 self.close()
             if self.closed:
                 return
-            # waits for the end of the frame before, so that imagining takes its share of that time
-            self._clock.tick(self.fps)
+            self._wait()
             screen = self._pygame.display.get_surface()
             self._pygame.surfarray.blit_array(screen, picture.swapaxes(0, 1))
             self._pygame.display.flip()
+
+    def _wait(self) -> None:
+        """Until the next frame is due; what imagining has taken too long is made up for, by `LAG` frames at most."""
+        now = time.perf_counter()
+        self._due = max(self._due + 1 / self.fps, now - LAG / self.fps)
+        time.sleep(max(0.0, self._due - now))
 
     def _events(self, shape: tuple[int, ...]) -> list[Any]:
         """What the user did, in a window that is opened for pictures (H, W, 3) if it is not yet."""
