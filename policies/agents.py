@@ -201,7 +201,7 @@ def load_policy(
         assert isinstance(space, gymnasium.spaces.Box)
         return load_lerobot(name.removeprefix("lerobot:"), space, task=task)
     if path.suffix == ".zip" or (path / "policy_config.json").is_file():
-        return _trained(path if path.suffix == ".zip" else path / "best.zip", algorithm, space)
+        return _trained(path if path.suffix == ".zip" else path / "best.zip", algorithm, environment, world)
     if path.is_dir():
         from policies.behaviour_cloning import ClonedPolicy
 
@@ -218,22 +218,32 @@ def policy_observation(name: str) -> str:
     return str(_run_config(Path(name)).get("observation", "frame"))
 
 
+def _run_folder(path: Path) -> Path | None:
+    """The folder of the run that wrote a zip, or that a path is; None if unknown."""
+    # a run's checkpoints lie in a folder of theirs
+    folders = path.parents[:2] if path.suffix == ".zip" else (path,)
+    return next((folder for folder in folders if (folder / "policy_config.json").is_file()), None)
+
+
 def _run_config(path: Path) -> dict[str, Any]:
     """The configuration of the run that wrote a zip, or of the run in a folder; empty if unknown."""
-    # a run's checkpoints lie in a folder of theirs
-    for folder in path.parents[:2] if path.suffix == ".zip" else (path,):
-        if (config := folder / "policy_config.json").is_file():
-            told: dict[str, Any] = json.loads(config.read_text())
-            return told
-    return {}
+    folder = _run_folder(path)
+    told: dict[str, Any] = {} if folder is None else json.loads((folder / "policy_config.json").read_text())
+    return told
 
 
-def _trained(path: Path, algorithm: str | None, space: gymnasium.spaces.Space[Any]) -> Policy:
+def _trained(path: Path, algorithm: str | None, environment: str, world: LastInfo) -> Policy:
+    from policies.recipes import acting_space
     from policies.sb3 import SB3Policy, load
-    from policies.train import acting_space
+    from policies.views import Seeing, view_of
 
-    config = _run_config(path)
+    config, folder = _run_config(path), _run_folder(path)
     algorithm = algorithm or config.get("algorithm")
     if algorithm is None:
         raise ValueError(f"{path} does not say its algorithm; name it with --algorithm.")
-    return SB3Policy(load(path, algorithm), acting_space(space, config.get("limits")))
+    policy = SB3Policy(load(path, algorithm), acting_space(world.action_space, config.get("limits")))
+    if folder is None:
+        return policy
+    models = folder / "models" if config.get("read_by") else None
+    view = view_of(environment, config["observation"], models)
+    return policy if view is None else Seeing(policy, view, world)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,58 +16,22 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrap
 
 import astra_env  # noqa: F401  registers the ids
 from astra_env.envs import ENVIRONMENTS
-from astra_env.envs.reward_kit import LearnedReward
+from astra_env.envs.domains import domain_folder
+from astra_env.envs.target_kit import has_reward, load_reward
 from astra_env.envs.worlds import load_world_model
 from astra_env.flags import flag
 from astra_env.writing import write_json
-from policies.evaluate import evaluate
+from policies.evaluate import Policy, evaluate
+from policies.recipes import HYPERPARAMETERS, LEARN_EVERY, RECIPES, acting_space
 from policies.sb3 import ALGORITHMS, LatentFeatures, SB3Policy, SB3VecEnv, VecMonitor, load, save
-from policies.worlds import SuccessAlone, make_real
+from policies.views import Seeing, View, Viewed, keep_models, view_of
+from policies.worlds import SuccessAlone, make_imagined, make_real
 
 CONFIG, LOG, POLICY, BEST = "policy_config.json", "evaluations.jsonl", "policy.zip", "best.zip"
+MODELS = "models"
+"""Folder of the models by whose readings the policy sees."""
 CHECKPOINTS = "checkpoints"
 """Folder of the policies at every evaluation, STEP.zip, without what they replay."""
-LEARN_EVERY = 16
-"""Steps of all worlds together between two rounds of learning of what replays."""
-
-_REPLAYING = {"batch_size": 128, "gradient_steps": 4, "learning_starts": 1000, "buffer_size": 50_000, "n_steps": 3}
-HYPERPARAMETERS: dict[str, dict[str, Any]] = {
-    "ppo": {"n_steps": 64, "batch_size": 256, "n_epochs": 6, "ent_coef": 0.002},
-    "sac": {**_REPLAYING, "tau": 0.01, "ent_coef": "auto_0.02"},
-    "td3": {**_REPLAYING, "tau": 0.01},
-    "dqn": {**_REPLAYING, "target_update_interval": 1000, "exploration_fraction": 0.2},
-}
-"""Algorithm -> what differs from Stable-Baselines3's defaults; what replays learns 4 times in ``LEARN_EVERY``."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How the policy of an id is learned, where the configuration does not say."""
-
-    algorithm: str
-    gamma: float
-    """Discount of a reward one step (0.2 s) later."""
-    learning_rate: float = 3e-4
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-    """On top of ``HYPERPARAMETERS``, where the algorithm is the recipe's."""
-    limits: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    """Low and high of what is learned to do, within the id's bounds: what no task needs is not explored either."""
-
-
-def _limits(*largest: float, gripper: float | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """As far to either side; of a gripper, from open to so far closed."""
-    closed = () if gripper is None else (gripper,)
-    return (*(-value for value in largest), *(0.0 for _ in closed)), (*largest, *closed)
-
-
-RECIPES: dict[str, Recipe] = {
-    "Astra-RT1-v0": Recipe("sac", 0.95),
-    "Astra-RT1-Reach-v0": Recipe("sac", 0.9, limits=_limits(0.05, 0.05, 0.05, 0.05, 0.05, 0.05, gripper=0.2)),
-    "Astra-NuScenes-v0": Recipe("sac", 0.95, limits=_limits(0.15, 3.0)),
-    "Astra-Sekai-v0": Recipe("sac", 0.95),
-    "Astra-SpatialVID-v0": Recipe("dqn", 0.95),
-    "Astra-MultiCam-v0": Recipe("sac", 0.9),
-}
 
 
 @dataclass(frozen=True)
@@ -83,7 +46,10 @@ class TrainPolicyConfig:
     observation: str = flag("latent", "'latent', or 'frame' for policies that see pictures")
     start_states: str = flag("bundled", "npz of clips that imagined episodes begin from (`astra-env starts`)")
     episode_steps: int = flag(20, "steps until an episode begins anew elsewhere")
-    reward: str | None = flag(None, "folder of heads that `astra-env fit-reward` wrote; the world's own reward")
+    read_by: str | None = flag(
+        None, "folder of models by whose readings the policy sees latents; the latents themselves"
+    )
+    reward: str | None = flag(None, "folder that `astra-env fit-reward` or `fit-target` wrote; the world's own reward")
     pessimism: float = flag(1.0, "standard deviations of those heads that count against what they say")
     num_worlds: int = flag(16, "worlds at once")
     steps: int = flag(100_000, "of all worlds together")
@@ -129,6 +95,8 @@ def train_policy(config: TrainPolicyConfig) -> Path:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     _write_config(config, out)
+    if config.read_by is not None and not (out / MODELS).is_dir():
+        keep_models(_task_folder(config) if config.read_by == "task" else Path(config.read_by), out / MODELS)
     worlds = make_worlds(config)
     model = _model(config, worlds, out)
     checkpoints = _Checkpoints(model, config, out)
@@ -181,17 +149,27 @@ def make_worlds(config: TrainPolicyConfig) -> VecMonitor:
     else:
         make = functools.partial(_make_simulator, config)
         env = SyncVectorEnv([make] * config.num_worlds, autoreset_mode=AutoresetMode.DISABLED)
+    view = _view(config)
+    env = env if view is None else Viewed(env, view)
     assert config.gamma is not None
     acting = acting_space(env.single_action_space, RECIPES[config.environment].limits)
     return VecMonitor(SB3VecEnv(KeptSuccess(env, config.gamma), acting))
 
 
-def acting_space(space: Any, limits: Sequence[Sequence[float]] | None) -> Any:
-    """The part of an action space that lies within limits."""
-    if limits is None:
-        return space
-    low, high = (np.array(bound, np.float32) for bound in limits)
-    return Box(np.maximum(low, space.low), np.minimum(high, space.high))
+def _task_folder(config: TrainPolicyConfig) -> Path:
+    """What the world holds of the id's task."""
+    spec, known = ENVIRONMENTS[config.environment], load_world_model(config.world_model, config.device).folder
+    folder = domain_folder(known, spec.domain, spec.modality)
+    if folder is None or not has_reward(folder / spec.task):
+        raise ValueError(
+            f"{config.world_model} has learned no reward of {config.environment}; name a folder of models."
+        )
+    return folder / spec.task
+
+
+def _view(config: TrainPolicyConfig) -> View | None:
+    models = None if config.read_by is None else Path(config.out) / MODELS
+    return view_of(config.environment, config.observation, models, config.device)
 
 
 def _make_simulator(config: TrainPolicyConfig) -> gymnasium.Env[Any, Any]:
@@ -203,7 +181,7 @@ def _world_options(config: TrainPolicyConfig) -> dict[str, Any]:
     options: dict[str, Any] = {name: getattr(config, name) for name in ("world_model", "observation", "device")}
     if config.reward is not None:
         told: dict[str, Any] = {"pessimism": config.pessimism, "ends": not ENVIRONMENTS[config.environment].dwells}
-        options["reward"] = LearnedReward.load(config.reward, config.device, **told)
+        options["reward"] = load_reward(config.reward, config.device, **told)
     return options
 
 
@@ -217,9 +195,10 @@ def _model(config: TrainPolicyConfig, worlds: VecMonitor, out: Path) -> Any:
         return model
     recipe = RECIPES[config.environment]
     own = recipe.hyperparameters if algorithm == recipe.algorithm else {}
-    latents = isinstance(worlds.observation_space, Box) and config.observation == "latent"
+    latents = isinstance(worlds.observation_space, Box) and len(worlds.observation_space.shape) == 3
+    latents = latents and config.observation == "latent"
     return ALGORITHMS[algorithm](
-        "MlpPolicy" if latents else "CnnPolicy",
+        "MlpPolicy" if config.observation == "latent" else "CnnPolicy",
         worlds,
         learning_rate=config.learning_rate,
         gamma=config.gamma,
@@ -241,9 +220,10 @@ class _Checkpoints:
 
     def __init__(self, model: Any, config: TrainPolicyConfig, out: Path) -> None:
         self._model, self._config, self._out = model, config, out
-        self._world = gymnasium.make(config.environment, **_world_options(config))
-        limits = RECIPES[config.environment].limits
-        self._policy = SB3Policy(model, acting_space(self._world.action_space, limits))
+        self._world = make_imagined(config.environment, **_world_options(config))
+        limits, view = RECIPES[config.environment].limits, _view(config)
+        policy = SB3Policy(model, acting_space(self._world.action_space, limits))
+        self._policy: Policy = policy if view is None else Seeing(policy, view, self._world)
         (out / CHECKPOINTS).mkdir(exist_ok=True)
         lines = (out / LOG).read_text().splitlines() if (out / LOG).is_file() else []
         # with success kept, as it is learned: what is solved early is not worth less

@@ -79,7 +79,7 @@ class Ending(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class SuccessAlone(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Tells no more than whether the task is solved, for many simulators in one `SyncVectorEnv`.
+    """Tells whether the task is solved, and a car's speed, and no more, for many simulators in one `SyncVectorEnv`.
 
     That puts what they tell into one array each, and simulators tell of scenes with different numbers of things.
     """
@@ -87,17 +87,18 @@ class SuccessAlone(gymnasium.Wrapper[Any, Any, Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """As the simulator's."""
         observation, info = self.env.reset(seed=seed, options=options)
-        return observation, _success(info)
+        return observation, _alone(info)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """As the simulator's."""
         *outcome, info = self.env.step(action)
-        return *outcome, _success(info)
+        return *outcome, _alone(info)
 
 
-def _success(info: dict[str, Any]) -> dict[str, Any]:
+def _alone(info: dict[str, Any]) -> dict[str, Any]:
     solved = bool(info["success"])
-    return {"success": solved, "is_success": solved}
+    told = {"success": solved, "is_success": solved}
+    return told | ({"speed": float(info["speed"])} if "speed" in info else {})
 
 
 class Latents(gymnasium.Wrapper[Any, Any, Any, Any]):

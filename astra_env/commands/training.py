@@ -111,11 +111,25 @@ def _fit_goal(options: argparse.Namespace) -> None:
     print(fit_goal(from_flags(FitGoalConfig, options)))
 
 
+def _add_fit_target(parser: argparse.ArgumentParser) -> None:
+    from astra_env.training.fit_target import FitTargetConfig
+
+    parser.add_argument("data", metavar="DATA", help="recorded episodes: a folder of train/ and heldout/")
+    add_flags(parser, FitTargetConfig)
+
+
+def _fit_target(options: argparse.Namespace) -> None:
+    from astra_env.training.fit_target import FitTargetConfig, fit_target
+
+    print(fit_target(from_flags(FitTargetConfig, options)))
+
+
 COMMANDS: dict[str, Command] = {
     "train": Command("fit a world to recorded episodes; resumes when called again", _add_train, _train),
     "encode": Command("encode recordings once, as shards, on any number of GPUs", _add_encode, _encode),
     "finetune": Command("let a world go on learning on shards, on any number of GPUs", _add_finetune, _finetune),
     "fit-reward": Command("learn a reward from labelled frames, in minutes", _add_fit_reward, _fit_reward),
     "fit-goal": Command("learn how far a world is from a goal picture, in minutes", _add_fit_goal, _fit_goal),
+    "fit-target": Command("learn where a task's target is, in minutes", _add_fit_target, _fit_target),
     "distill": Command("fit a student that needs fewer denoising steps than its teacher", _add_distill, _distill),
 }

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+REACHED = 0.05
+"""Metres from the gripper to what it is to reach, as in Meta-World."""
+
 
 @dataclass(frozen=True)
 class EnvironmentSpec:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from astra_env.envs import REACHED
 from astra_env.models import WorldState
 
 LIKELY = 0.5
@@ -35,6 +37,14 @@ class Reward:
 
 
 RewardFunction = Callable[[WorldState], Reward]
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A reward that depends on how an episode begins."""
+
+    def begun(self, state: WorldState) -> Sequence[RewardFunction]:
+        """The reward of each episode that begins with one of these worlds."""
 
 
 class PathReward:
@@ -87,6 +97,22 @@ class GoalReward:
         return Reward(-distance, distance < 0, {"goal_distance": distance})
 
 
+class Place:
+    """Closeness of where the actions have led to a place (3,), in metres seen from the episode's start, or (B, 3).
+
+    It counts as reached within ``REACHED``, which does not end the episode.
+    """
+
+    def __init__(self, place: Tensor) -> None:
+        self.place = place
+
+    def __call__(self, state: WorldState) -> Reward:
+        """Reward 1 - tanh(8 d) at d metres from the place."""
+        distance = (state.poses[:, :3, 3] - self.place).square().sum(-1).add(1e-12).sqrt()
+        there = distance < REACHED
+        return Reward((1 - (8 * distance).tanh()).float(), distance < 0, {"target_distance": distance}, there)
+
+
 def no_reward(state: WorldState) -> Reward:
     """Reward 0 for ever, in worlds that have learned none."""
     zero = state.newest.new_zeros(len(state))
@@ -100,6 +126,9 @@ def joined(functions: Sequence[RewardFunction]) -> RewardFunction:
     paths = [function.path for function in functions if isinstance(function, PathReward)]
     if len(paths) == len(functions) and len({path.shape for path in paths}) == 1:
         return PathReward(torch.stack(paths))
+    places = [function.place for function in functions if isinstance(function, Place)]
+    if len(places) == len(functions):
+        return Place(torch.stack(places))
     goals = [function.goal for function in functions if isinstance(function, GoalReward)]
     if len(goals) == len(functions):
         return GoalReward(torch.stack(goals))

@@ -17,12 +17,11 @@ from astra_env.envs import ENVIRONMENTS
 from astra_env.envs.describe import describe
 from astra_env.envs.domains import domain_folder
 from astra_env.envs.paths import checked_path, random_path
-from astra_env.envs.reward_kit import LearnedReward
-from astra_env.envs.rewards import GoalReward, PathReward, Reward, RewardFunction, no_reward
+from astra_env.envs.rewards import GoalReward, PathReward, Remembering, Reward, RewardFunction, no_reward
 from astra_env.envs.start_states import StartStates
+from astra_env.envs.target_kit import has_reward, load_reward
 from astra_env.kinematics import BicycleMotion
 from astra_env.models import WorldModel, WorldState
-from astra_env.models.reward_model import FILE_NAME as REWARD_FILE
 from astra_env.video import read_image, resize_frames
 
 OBSERVATIONS = ("frame", "chunk", "latent")
@@ -106,8 +105,8 @@ class ImaginedWorlds:
         self._start_states = folder if start_states == "bundled" else Path(start_states)
         self._follows_path = spec.follows_path and reward is None
         heads = None if folder is None else folder / spec.task
-        if reward is None and heads is not None and (heads / REWARD_FILE).is_file() and not spec.follows_path:
-            reward = LearnedReward.load(heads, self.world_model.device, ends=not spec.dwells)
+        if reward is None and heads is not None and has_reward(heads) and not spec.follows_path:
+            reward = load_reward(heads, self.world_model.device, ends=not spec.dwells)
         self.reward_function: RewardFunction = reward or no_reward
         self._task_reward = self.reward_function
         self.state: WorldState | None = None
@@ -155,7 +154,12 @@ class ImaginedWorlds:
             order += rows
         goals: dict[int, RewardFunction] = {}
         rewards = [self._episode_reward(rng, row, goals) for rng, row in zip(rngs, options, strict=True)]
-        return WorldState.cat(states)[torch.tensor(order).argsort()], rewards
+        fresh, task = WorldState.cat(states)[torch.tensor(order).argsort()], self._task_reward
+        if isinstance(task, Remembering):
+            rewards = [
+                own if reward is task else reward for own, reward in zip(task.begun(fresh), rewards, strict=True)
+            ]
+        return fresh, rewards
 
     def _start(
         self, rng: np.random.Generator, options: Mapping[str, Any]

@@ -53,13 +53,17 @@ class RewardModel(nn.Module):
         Raises:
             ValueError: the head reads speeds, and there are none.
         """
+        return self.features[-1](self.embed(latents, speeds)).sigmoid().unbind(-1)
+
+    def embed(self, latents: Tensor, speeds: Tensor | None = None) -> Tensor:
+        """What the outputs are read off, (B, 128)."""
         inputs = latents.float()
         if self.reads_speed:
             if speeds is None:
                 raise ValueError("This head reads the speed too; give it the speeds (B,) in m/s.")
             plane = (speeds.to(inputs) / SPEED)[:, None, None, None].expand(-1, 1, *inputs.shape[2:])
             inputs = torch.cat([inputs, plane], dim=1)
-        return self.features(inputs).sigmoid().unbind(-1)
+        return self.features[:-1](inputs)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the weights beside a checkpoint's others."""

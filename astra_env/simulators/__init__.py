@@ -10,14 +10,12 @@ import gymnasium
 import numpy as np
 
 from astra_env.actions import ACTION_MODALITIES, DISCRETE_ACTIONS
-from astra_env.envs import ENVIRONMENTS
+from astra_env.envs import ENVIRONMENTS, REACHED
 
 FRAME_SIZE = 64
 """Height and width of every simulator's frames."""
 CHUNK_FRAMES = 4
 FPS = 20
-REACHED = 0.05
-"""Metres from the gripper to what it is to reach, as in Meta-World."""
 
 SIMULATORS: dict[str, str] = {
     "Astra-RT1-v0": "astra_env.simulators.robot:RobotSimulator",
@@ -29,18 +27,26 @@ SIMULATORS: dict[str, str] = {
 }
 
 
+def first_object(told: Mapping[str, Any]) -> np.ndarray:
+    """Where the first of the objects (..., K, 3) is, in metres (..., 3) along the axes of the poses."""
+    place: np.ndarray = told["objects"][..., 0, :]
+    return place
+
+
 def reach(told: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Reward 1 - tanh(8 d) at d metres from the gripper to the first cube, and whether they are within ``REACHED``.
 
     ``told`` has the poses (..., 4, 4) and the objects (..., K, 3) of a simulator's ``info``, or of many moments.
     """
-    distance = np.linalg.norm(told["pose"][..., :3, 3] - told["objects"][..., 0, :], axis=-1)
+    distance = np.linalg.norm(told["pose"][..., :3, 3] - first_object(told), axis=-1)
     return 1 - np.tanh(8 * distance), distance < REACHED
 
 
 Task = Callable[[Mapping[str, Any]], tuple[np.ndarray, np.ndarray]]
 TASKS: dict[str, Task] = {"Astra-RT1-Reach-v0": reach}
 """Id -> reward and success of what ``info`` tells, where they are not those of the simulator itself."""
+TARGETS: dict[str, Callable[[Mapping[str, Any]], np.ndarray]] = {"Astra-RT1-Reach-v0": first_object}
+"""Id -> the place (..., 3) of what its task is about, by what ``info`` tells."""
 
 
 class Judged(gymnasium.Wrapper[Any, Any, Any, Any]):

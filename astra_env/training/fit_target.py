@@ -1,0 +1,137 @@
+"""`astra-env fit-target DATA --task ID`: where a task's target is, learned from recorded episodes in minutes."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from astra_env.datasets.recorded import RecordedDataset
+from astra_env.envs import ENVIRONMENTS
+from astra_env.flags import flag
+from astra_env.models import WorldModel
+from astra_env.models.target_model import TargetModel
+from astra_env.simulators import TARGETS
+from astra_env.training.episodes import FRAMES_PER_ACTION, encode_episodes, load_episodes
+from astra_env.training.fit_goal import encode_stills
+from astra_env.writing import write_json
+
+NEAR = 0.05
+"""Metres within which a target counts as found."""
+
+
+@dataclass(frozen=True)
+class FitTargetConfig:
+    """One fit; each field is a flag of `astra-env fit-target` and says in its metadata what it means."""
+
+    data: str  # recorded episodes: a folder of train/ and heldout/
+    task: str = flag(dataclasses.MISSING, "id whose target is looked for")
+    out: str = flag(
+        dataclasses.MISSING, "folder of the models; a checkpoint's domain folder gives that world the reward"
+    )
+    world_model: str = flag("astra-tiny", "bundled name or checkpoint folder whose autoencoder reads the frames")
+    num_heads: int = flag(2, "models that begin from different weights; their mean is taken")
+    num_steps: int = flag(4000, "steps of training of each")
+    batch_size: int = flag(256, "latents of a batch")
+    episodes: int = flag(1500, "recorded episodes to learn from and to test on, at most")
+    seed: int = flag(0, "of the weights and the batches")
+
+    def __post_init__(self) -> None:
+        if min(self.num_heads, self.num_steps, self.batch_size, self.episodes) < 1:
+            raise ValueError(
+                f"num_heads is {self.num_heads}, num_steps {self.num_steps}, batch_size {self.batch_size} and episodes "
+                f"{self.episodes}, expected at least 1 of each."
+            )
+        if self.task not in TARGETS:
+            raise ValueError(f"task is {self.task!r}, expected one of {sorted(TARGETS)}.")
+
+
+def fit_target(config: FitTargetConfig) -> dict[str, float]:
+    """Write OUT/target_model.safetensors, further models in OUT/head_I, and OUT/targets.json, which it returns.
+
+    It tells, on held-out episodes, how many metres the target is from where it is thought to be (mean of all moments),
+    in what share of them it is found within ``NEAR``, the same where one still picture is all that is seen, and how far
+    always guessing the mean would be off.
+    """
+    began = time.perf_counter()
+    world_model = WorldModel.from_pretrained(config.world_model)
+    train, heldout = (read_examples(config, world_model, split) for split in ("train", "heldout"))
+    models = [train_target_model(train, config, index) for index in range(config.num_heads)]
+    guess = train[1].mean(0)
+    report = {"num_latents": float(len(heldout[0])), "metres_guessing": _metres(guess, heldout[1]).mean().item()}
+    for name, part in (("recorded", ~heldout[2]), ("still", heldout[2])):
+        errors = _metres(_told(models, heldout[0][part]), heldout[1][part])
+        report |= {f"{name}_metres_error": errors.mean().item(), f"{name}_found": (errors < NEAR).float().mean().item()}
+    report |= {"num_heads": config.num_heads, "seconds": round(time.perf_counter() - began, 1)}
+    out = Path(config.out)
+    for index, model in enumerate(models):
+        folder = out / f"head_{index}" if index else out
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save(folder)
+    write_json(out / "targets.json", report)
+    return report
+
+
+def train_target_model(examples: tuple[Tensor, Tensor, Tensor], config: FitTargetConfig, index: int = 0) -> TargetModel:
+    """One model, from latents (N, C, h, w) and metres (N, 3)."""
+    latents, offsets, _ = examples
+    generator = torch.Generator().manual_seed(config.seed + index)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed + index)
+        model = TargetModel(latents.shape[1], latent_size=latents.shape[-1])
+    model.centre.copy_(offsets.mean(0))
+    model.scale.copy_(offsets.std(0).clamp(min=1e-4))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, config.num_steps + 1)
+    steps = tqdm(range(config.num_steps), desc=f"target, {index + 1} of {config.num_heads}", unit="step", mininterval=5)
+    for _ in steps:
+        rows = torch.randint(len(latents), (config.batch_size,), generator=generator)
+        noise = 0.3 * torch.rand(config.batch_size, 1, 1, 1, generator=generator)
+        inputs = latents[rows] + noise * torch.randn(rows.shape + latents.shape[1:], generator=generator)
+        loss = F.smooth_l1_loss((model(inputs) - offsets[rows]) / model.scale, torch.zeros(len(rows), 3), beta=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+def read_examples(config: FitTargetConfig, world_model: WorldModel, split: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents (N, C, h, w), metres to the target (N, 3), and which latents are of still pictures, bool (N,)."""
+    episodes = load_episodes(config.data, split, config.episodes, frame_size=world_model.frame_size[0])
+    if ENVIRONMENTS[config.task].modality != episodes.modality:
+        raise ValueError(
+            f"{config.data} has {episodes.modality} actions, expected those of {config.task}; choose other recordings."
+        )
+    latents = encode_episodes(world_model.autoencoder, episodes).flatten(0, 1)
+    stills = encode_stills(world_model.autoencoder, episodes).flatten(0, 1)
+    dataset, told = RecordedDataset(config.data, split), []
+    for index in range(len(episodes)):
+        arrays = dataset.arrays(index, "measured_poses", "objects")
+        moments = {"pose": arrays["measured_poses"], "objects": arrays["objects"]}
+        told.append((TARGETS[config.task](moments) - moments["pose"][..., :3, 3])[::FRAMES_PER_ACTION])
+    offsets = torch.from_numpy(np.concatenate(told)).float()
+    if len(offsets) != len(latents):
+        raise ValueError(
+            f"{config.data} tells of {len(offsets)} moments, expected {len(latents)}, one for each {FRAMES_PER_ACTION} "
+            "frames; record it at 5 Hz."
+        )
+    still = torch.arange(2 * len(latents)) >= len(latents)
+    return torch.cat([latents, stills]), torch.cat([offsets, offsets]), still
+
+
+@torch.no_grad()
+def _told(models: Sequence[TargetModel], latents: Tensor) -> Tensor:
+    return torch.cat([torch.stack([model(part) for model in models]).mean(0) for part in latents.split(512)])
+
+
+def _metres(places: Tensor, truth: Tensor) -> Tensor:
+    return (places - truth).norm(dim=-1)

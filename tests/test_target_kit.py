@@ -1,0 +1,166 @@
+"""Rewards that remember where the target was, and the models that tell it, learned from recordings."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from tiny import random_frames, save_checkpoint, seeded, tiny_world_model, write_dataset
+
+from astra_env.envs import REACHED
+from astra_env.envs.rewards import Place, Remembering, joined
+from astra_env.envs.target_kit import RememberedTarget, has_reward, load_reward
+from astra_env.models import WorldModel
+from astra_env.models.target_model import FILE_NAME, TargetModel
+from astra_env.training.fit_target import FitTargetConfig, fit_target, read_examples, train_target_model
+
+REACH = "Astra-RT1-Reach-v0"
+
+
+@pytest.fixture
+def models():
+    torch.manual_seed(0)
+    return [TargetModel(dim=8, latent_size=4).eval() for _ in range(2)]
+
+
+@pytest.fixture
+def state():
+    return tiny_world_model().init_state(random_frames(3, 5), "end_effector")
+
+
+def moved(state, *places):
+    poses = state.poses.clone()
+    poses[:, :3, 3] = torch.tensor(places, dtype=torch.float64)
+    return dataclasses.replace(state, poses=poses)
+
+
+def test_a_place_rewards_being_near_and_never_ends(state):
+    reward = Place(torch.tensor([0.3, 0.0, 0.0], dtype=torch.float64))(
+        moved(state, (0.3, 0, 0), (0.3, 0, 0.9 * REACHED), (0, 0, 0))
+    )
+    np.testing.assert_allclose(reward.value, 1 - np.tanh([0, 8 * 0.9 * REACHED, 2.4]), atol=1e-5)
+    assert reward.success.tolist() == [True, True, False] and not reward.done.any()
+
+
+def test_places_of_rows_are_joined(state):
+    places = [Place(torch.tensor([x, 0.0, 0.0], dtype=torch.float64)) for x in (0.0, 0.1, 0.2)]
+    together = joined(places)
+    assert isinstance(together, Place)
+    expected = torch.cat([place(state[row]).value for row, place in enumerate(places)])
+    torch.testing.assert_close(together(state).value, expected)
+
+
+@torch.no_grad()
+def test_what_was_seen_at_the_beginning_does_not_change_with_the_dream(models, state):
+    target = RememberedTarget(models)
+    assert isinstance(target, Remembering)
+    place = state.poses[:, :3, 3] + torch.stack([model(state.newest) for model in models]).mean(0)
+    begun = target.begun(state)
+    there = moved(state, *place.tolist())
+    dreamt = dataclasses.replace(there, latents=there.latents + torch.randn_like(there.latents))
+    for row, reward in enumerate(begun):
+        assert reward(dreamt[row]).success.all()
+    assert not torch.allclose(target.places(dreamt), place, atol=1e-3)  # what the dream shows does
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A checkpoint that knows where its target is."""
+    folder = save_checkpoint(tmp_path_factory.mktemp("target"), domains=["robot"])
+    task = folder / "domains" / "robot" / "reach"
+    for index, part in enumerate((task, task / "head_1")):
+        part.mkdir()
+        torch.manual_seed(index)
+        model = TargetModel(dim=8, latent_size=4)
+        torch.nn.init.zeros_(model.features[-1].bias)
+        model.scale.fill_(3.0)  # random pictures have their targets in different places
+        model.save(part)
+    return str(folder)
+
+
+def test_every_row_remembers_its_own_beginning(world):
+    """A row is rewarded as a single world that begins alike, also when its neighbours begin anew."""
+    options = {"world_model": world, "device": "cpu", "observation": "latent"}
+    worlds = gymnasium.make_vec(
+        REACH, num_envs=2, vectorization_mode="vector_entry_point", max_episode_steps=2, **options
+    )
+    alone = gymnasium.make(REACH, **options)
+    worlds.reset(seed=[3, 4])
+    alone.reset(seed=4)
+    action = np.full(7, 0.02, np.float32)
+    for _ in range(2):
+        _, rewards, *_ = worlds.step(np.stack([action, action]))
+        expected = alone.step(action)[1]
+        assert rewards[1] == pytest.approx(expected, abs=1e-5)
+        assert rewards[0] != pytest.approx(expected, abs=1e-5)
+    first = worlds.unwrapped.reward_function.place.clone()
+    _, _, _, _, info = worlds.step(np.stack([action, action]))  # both begin anew, elsewhere
+    assert (worlds.unwrapped.reward_function.place != first).any()
+    assert info["success"].shape == (2,)
+
+
+def test_a_folder_says_which_reward_it_holds(models, tmp_path):
+    assert not has_reward(tmp_path)
+    models[0].save(tmp_path)
+    assert has_reward(tmp_path) and isinstance(load_reward(tmp_path), RememberedTarget)
+
+
+def test_a_model_is_the_same_after_it_was_saved(models, tmp_path, state):
+    models[0].centre.fill_(0.2)
+    models[0].save(tmp_path)
+    torch.testing.assert_close(TargetModel.load(tmp_path)(state.newest), models[0](state.newest))
+    with pytest.raises(FileNotFoundError, match="astra-env fit-target"):
+        TargetModel.load(tmp_path / "missing")
+    (tmp_path / FILE_NAME).write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="truncated or damaged"):
+        TargetModel.load(tmp_path)
+
+
+# Fitting
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"), num_train=4, num_heldout=2, num_chunks=8)
+
+
+def config(world, data, out="unused", **changes):
+    quick = {"num_steps": 5, "batch_size": 32, "num_heads": 1}
+    return FitTargetConfig(str(data), task=REACH, out=str(out), world_model=world, **quick | changes)
+
+
+def test_examples_tell_the_way_from_the_gripper_to_the_cube(world, data):
+    latents, offsets, still = read_examples(config(world, data), WorldModel.from_pretrained(world), "heldout")
+    assert latents.shape[0] == len(offsets) == 2 * 2 * 9 and still.sum() == 18
+    arrays = np.load(sorted((data / "heldout").iterdir())[0])
+    expected = arrays["objects"][::4, 0] - arrays["measured_poses"][::4, :3, 3]
+    np.testing.assert_allclose(offsets[:9], expected, atol=1e-6)
+    np.testing.assert_allclose(offsets[18:27], expected, atol=1e-6)
+
+
+def test_it_learns_what_latents_show(world, data):
+    latents = torch.randn(512, 16, 4, 4, generator=seeded()) + torch.randn(512, 16, 1, 1, generator=seeded(1))
+    offsets = 0.1 * latents[:, :3].mean((2, 3)) + 0.3
+    examples = (latents[:400], offsets[:400], torch.zeros(400, dtype=torch.bool))
+    model = train_target_model(examples, config(world, data, num_steps=150))
+    with torch.no_grad():
+        errors = (model(latents[400:]) - offsets[400:]).norm(dim=1)
+    assert errors.mean() < 0.4 * (offsets[400:] - offsets.mean(0)).norm(dim=1).mean()
+
+
+def test_a_fit_is_written_and_says_how_good_it_is(world, data, tmp_path):
+    report = fit_target(config(world, data, tmp_path / "out", num_heads=2))
+    assert json.loads((tmp_path / "out" / "targets.json").read_text()) == report
+    assert len(RememberedTarget.load(tmp_path / "out").models) == 2
+    assert report["num_latents"] == 36 and 0 <= report["still_found"] <= 1 and report["recorded_metres_error"] > 0
+
+
+def test_wrong_input_is_told(world, data):
+    with pytest.raises(ValueError, match="expected one of"):
+        dataclasses.replace(config(world, data), task="Astra-RT1-v0")
+    with pytest.raises(ValueError, match="at least 1 of each"):
+        config(world, data, num_heads=0)

@@ -1,0 +1,127 @@
+"""What policies see of latents, alike in training and afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode
+
+from astra_env.models.reward_model import RewardModel
+from astra_env.models.target_model import TargetModel
+from policies import train
+from policies.agents import load_policy
+from policies.evaluate import FunctionPolicy
+from policies.sb3 import load
+from policies.train import TrainPolicyConfig, completed, train_policy
+from policies.views import SPEED, Readings, Seeing, Viewed, WithSpeed, keep_models, view_of
+from policies.worlds import make_imagined
+
+LATENT = Box(-np.inf, np.inf, (16, 4, 4), np.float32)
+
+
+@pytest.fixture
+def heads(tmp_path):
+    """Two target models in a folder."""
+    for index in range(2):
+        folder = tmp_path / "heads" / (f"head_{index}" if index else "")
+        folder.mkdir()
+        torch.manual_seed(index)
+        TargetModel(dim=8, latent_size=4).save(folder)
+    return tmp_path / "heads"
+
+
+def test_the_speed_is_one_more_channel():
+    latents = np.random.default_rng(0).normal(size=(2, *LATENT.shape)).astype(np.float32)
+    shown = WithSpeed()(latents, np.array([0.0, 2 * SPEED]))
+    np.testing.assert_array_equal(shown[:, :16], latents)
+    assert (shown[0, 16] == 0).all() and (shown[1, 16] == 2).all()
+    assert WithSpeed().space(LATENT).shape == shown.shape[1:] and shown.dtype == np.float32
+
+
+def test_readings_are_what_models_say_and_by_what(heads):
+    view, latents = Readings.load(heads), torch.randn(3, *LATENT.shape)
+    shown = view(latents.numpy(), np.array([0.0, SPEED, 0.0]))
+    assert shown.shape == (3, *view.space(LATENT).shape) == (3, 2 * (3 + 128) + 1)
+    model = view.models[1]
+    with torch.no_grad():
+        said = (model(latents) - model.centre) / model.scale
+    np.testing.assert_allclose(shown[:, 131:134], said, atol=1e-5)
+    assert shown[:, -1].tolist() == [0, 1, 0]
+
+
+def test_heads_that_read_the_speed_are_told_it(tmp_path):
+    RewardModel(dim=8, latent_size=4, reads_speed=True).save(tmp_path)
+    view, latents = Readings.load(tmp_path), np.zeros((2, *LATENT.shape), np.float32)
+    slow, fast = view(latents, np.array([0.0, 20.0]))
+    assert not np.allclose(slow[:-1], fast[:-1])
+
+
+def test_cars_are_seen_with_their_speed_and_pictures_as_they_are():
+    assert isinstance(view_of("Astra-NuScenes-v0", "latent", None), WithSpeed)
+    assert view_of("Astra-RT1-v0", "latent", None) is None and view_of("Astra-NuScenes-v0", "frame", None) is None
+
+
+def test_rows_that_go_on_keep_their_speed(checkpoint):
+    worlds = gymnasium.make_vec(
+        "Astra-NuScenes-v0",
+        num_envs=2,
+        vectorization_mode="vector_entry_point",
+        autoreset_mode=AutoresetMode.DISABLED,
+        observation="latent",
+        world_model=checkpoint,
+    )
+    env = Viewed(worlds, WithSpeed())
+    first, info = env.reset(seed=0)
+    np.testing.assert_allclose(first[:, 16, 0, 0], info["speed"] / SPEED, rtol=1e-6)
+    assert env.single_observation_space.contains(first[0]) and first[1, 16, 0, 0] > 0
+    shown, *_, info = env.step(np.tile(np.float32([0, 2]), (2, 1)))
+    np.testing.assert_allclose(shown[:, 16, 0, 0], info["speed"] / SPEED, rtol=1e-6)
+    again, _ = env.reset(options={"reset_mask": np.array([True, False])})
+    np.testing.assert_array_equal(again[1], shown[1])
+    env.close()
+
+
+def test_a_policy_is_shown_what_it_learned_from(checkpoint):
+    world = make_imagined("Astra-NuScenes-v0", world_model=checkpoint, observation="latent")
+    seen = []
+    policy = Seeing(FunctionPolicy(lambda shown: seen.append(shown) or np.zeros(2, np.float32)), WithSpeed(), world)
+    observation, info = world.reset(seed=0, options={"start": 2})
+    policy.reset(0).act(observation)
+    np.testing.assert_allclose(seen[0], WithSpeed()(observation[None], np.array([info["speed"]]))[0])
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_a_run_takes_along_what_its_policy_sees_by(checkpoint, heads, tmp_path, monkeypatch, read):
+    quick = {"learning_starts": 4, "buffer_size": 40, "batch_size": 4}
+    monkeypatch.setattr(train, "HYPERPARAMETERS", {"sac": quick})
+    environment = "Astra-RT1-v0" if read else "Astra-NuScenes-v0"
+    config = TrainPolicyConfig(environment, str(tmp_path / "run"), world_model=checkpoint, num_worlds=2, steps=8)
+    config = dataclasses.replace(config, read_by=str(heads) if read else None, eval_every=8, eval_episodes=1)
+    train_policy(dataclasses.replace(config, episode_steps=2))
+    assert load(tmp_path / "run" / "policy.zip", "sac").observation_space.shape == ((263,) if read else (17, 4, 4))
+    for path in sorted(heads.rglob("*.safetensors")):
+        path.unlink()  # the run has its own
+    world = make_imagined(environment, world_model=checkpoint, observation="latent", device="cpu")
+    for name in ("run", "run/checkpoints/8.zip"):
+        policy = load_policy(str(tmp_path / name), environment, world)
+        assert world.action_space.contains(policy.act(world.reset(seed=0)[0]))
+
+
+def test_models_are_kept_without_what_lies_beside_them(heads, tmp_path):
+    (heads / "notes.txt").write_text("not a model")
+    RewardModel(dim=8, latent_size=4).save(heads)  # of another kind
+    keep_models(heads, tmp_path / "kept")
+    kept = sorted(path.relative_to(tmp_path / "kept").as_posix() for path in (tmp_path / "kept").rglob("*.*"))
+    assert kept == ["head_1/target_model.safetensors", "target_model.safetensors"]
+
+
+def test_the_models_of_the_task_are_found(checkpoint, tmp_path):
+    config = TrainPolicyConfig("Astra-Sekai-v0", str(tmp_path), world_model=checkpoint, read_by="task")
+    assert (train._task_folder(completed(config)) / "reward_model.safetensors").is_file()
+    with pytest.raises(ValueError, match="has learned no reward of Astra-RT1-Reach-v0"):
+        train._task_folder(completed(dataclasses.replace(config, environment="Astra-RT1-Reach-v0")))
