@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from astra_env.commands import Command, run_command
@@ -92,6 +92,13 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
 def _add_learning(parser: argparse.ArgumentParser) -> None:
     _add_results(parser, "learning")
     _add_quick(parser)
+
+
+def _add_recording(parser: argparse.ArgumentParser) -> None:
+    _add_world_model(parser)
+    _add_results(parser, "recording")
+    _add_quick(parser)
+    _add_readme(parser)
 
 
 def _add_play(parser: argparse.ArgumentParser) -> None:
@@ -229,39 +236,41 @@ def _learning(options: argparse.Namespace) -> None:
 
 def _play(options: argparse.Namespace) -> None:
     from benchmarks.play import QUICK, Sizes, play, render_play
-    from benchmarks.writing import around_markers, replace_marked
 
-    if options.readme is not None:
-        around_markers(options.readme, "play")
-    text = render_play(play(options.out, QUICK if options.quick else Sizes(), options.world_model))
-    if options.readme is not None:
-        replace_marked(options.readme, "play", text)
-    print(f"{text}\n\nWritten: {options.out}.")
+    sizes = QUICK if options.quick else Sizes()
+    _tell(options, "play", lambda: render_play(play(options.out, sizes, options.world_model)))
 
 
 def _policies(options: argparse.Namespace) -> None:
     from benchmarks.policies import QUICK, Sizes, policies, render_policies
-    from benchmarks.writing import around_markers, replace_marked
 
-    if options.readme is not None:
-        around_markers(options.readme, "policies")
     sizes = QUICK if options.quick else Sizes()
-    results = policies(options.runs, options.ids, options.out, sizes, options.world_model)
-    text = render_policies(results)
-    if options.readme is not None:
-        replace_marked(options.readme, "policies", text)
-    print(f"{text}\n\nWritten: {options.out}.")
+    run = options.runs, options.ids, options.out, sizes, options.world_model
+    _tell(options, "policies", lambda: render_policies(policies(*run)))
 
 
 def _loading(options: argparse.Namespace) -> None:
     from benchmarks.loading import loading, render_loading
+
+    _tell(options, "loading", lambda: render_loading(loading(options.out)))
+
+
+def _recording(options: argparse.Namespace) -> None:
+    from benchmarks.recording import QUICK, Sizes, recording, render_recording
+
+    sizes = QUICK if options.quick else Sizes()
+    _tell(options, "recording", lambda: render_recording(recording(options.out, sizes, options.world_model)))
+
+
+def _tell(options: argparse.Namespace, part: str, measure: Callable[[], str]) -> None:
+    """Print what was measured, and write it into its part of a Markdown file where one is named."""
     from benchmarks.writing import around_markers, replace_marked
 
     if options.readme is not None:
-        around_markers(options.readme, "loading")
-    text = render_loading(loading(options.out))
+        around_markers(options.readme, part)  # now, not after an hour of measuring
+    text = measure()
     if options.readme is not None:
-        replace_marked(options.readme, "loading", text)
+        replace_marked(options.readme, part, text)
     print(f"{text}\n\nWritten: {options.out}.")
 
 
@@ -275,6 +284,7 @@ COMMANDS: dict[str, Command] = {
     "learning": Command("steps a second of PPO, native worlds against SyncVectorEnv", _add_learning, _learning),
     "planning": Command("plan in imagination, act in the real simulator", _add_planning, _planning),
     "play": Command("how long it takes from a key to its picture in the browser", _add_play, _play),
+    "recording": Command("what it costs to record: time, bytes, memory of 10,000 steps", _add_recording, _recording),
     "policies": Command("policies in the real simulator, learned and planned in imagination", _add_policies, _policies),
     "inertia": Command("quality and obedience against the length of history", _add_inertia, _inertia),
     "uncertainty": Command("how well doubt tells the true error, on held-out episodes", _add_uncertainty, _uncertainty),

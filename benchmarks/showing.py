@@ -27,6 +27,7 @@ def _report(options: argparse.Namespace) -> None:
     from benchmarks.play import render_play
     from benchmarks.plots import PLOTS
     from benchmarks.policies import render_policies
+    from benchmarks.recording import render_recording
     from benchmarks.report import render_table
     from benchmarks.speed_report import render_speed
     from benchmarks.uncertainty import render_uncertainty
@@ -44,6 +45,7 @@ def _report(options: argparse.Namespace) -> None:
         "observations": ("learning", render_learning),
         "tasks": ("planning", render_planning),
         "key_to_picture": ("play", render_play),
+        "streamed": ("recording", render_recording),
         "open_loop": ("first-light", render_table),
     }
     kind = next((kind for key, kind in kinds.items() if key in results), None)

@@ -162,8 +162,11 @@ def test_a_new_episode_takes_away_what_belongs_to_the_last(tmp_path):
         recording.begin_episode()
         recording.log_frames({"imagined": frames(2)})
     entities = read(tmp_path / "out.rrd")
-    for entity in ("frames/recorded", "frames/goal", "world/plans", "world/target"):
+    for entity in ("world/plans", "world/target"):
         assert "Clear:is_recursive" in entities[entity][-1].values
+    for entity in ("frames/recorded", "frames/goal"):
+        blob = np.array(entities[entity][-1].values["EncodedImage:blob"][0], np.uint8)
+        assert not cv2.imdecode(blob, cv2.IMREAD_COLOR).any()
     assert [row.step for row in entities["frames/imagined"]] == [0, 0, 1, 1]
 
 

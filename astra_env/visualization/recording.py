@@ -92,8 +92,12 @@ class Recording:
         """Start a new episode at the next step: what was shown of the last one is taken away, and an event says so."""
         if self.clock.num_frames:
             self.clock = self.clock.next_step()
-            beside = [view for view in self._layout.views(self._prefix) if view != f"frames/{self._view}"]
-            for entity in (*beside, "world/target", "world/plans"):
+            for view in self._layout.views(self._prefix):
+                if (
+                    view != f"frames/{self._view}"
+                ):  # black, since viewers go on to show compressed pictures once cleared
+                    self.log_picture(view, np.zeros((*self._size, 3), np.uint8))
+            for entity in ("world/target", "world/plans"):
                 self._log(entity, shapes.nothing())
         self.pose = None
         self._way.clear()

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from astra_env.visualization.sdk import rr, rrb
 
-VIEWER_MEMORY, SERVER_MEMORY = "2GB", "256MB"
+VIEWER_MEMORY, SERVER_MEMORY = "2GB", "64MB"
 """Beyond these the viewer that "spawn" opens, and what feeds it, forget the oldest."""
 LOCAL_VIEWER = "rerun+http://127.0.0.1:9876/proxy"
 FILE_SECONDS = 2.0
