@@ -18,6 +18,8 @@ INK = "#1f2329"
 COLOURS = ("#3f7fd9", "#e0802f", "#2f9e73", "#bb5a9c", "#8a8f98", "#c9a227")
 """Of lines, in turn; they can be told apart on white and on black."""
 GREY = COLOURS[4]
+SCREEN = 1.5
+"""Pixels of a web page for a point of a figure."""
 SHADE = 15
 """PNG files have shades of whole multiples of this."""
 STYLE: dict[str, Any] = {
@@ -84,8 +86,9 @@ def figure_svg(figure: Any, name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = svg.replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
-    box = re.search(r'viewBox="[^"]*"', svg)
+    box = re.search(r'viewBox="0 0 ([\d.]+) [^"]*"', svg)
     assert box is not None
+    width = f'style="width: {SCREEN * float(box[1]):.0f}px"'
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    svg = re.sub(r"<svg [^>]*>", f"<svg {spaces} {box[0]}>", svg, count=1)
+    svg = re.sub(r"<svg [^>]*>", f"<svg {spaces} {box[0]} {width}>", svg, count=1)
     return svg.replace(INK, "currentColor").strip()

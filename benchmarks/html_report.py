@@ -26,6 +26,7 @@ from benchmarks.loading import render_loading
 from benchmarks.planning import render_planning
 from benchmarks.plots import PLOTS
 from benchmarks.policies import render_policies
+from benchmarks.recording import render_recording
 from benchmarks.report import render_table
 from benchmarks.speed_report import render_speed
 from benchmarks.uncertainty import render_uncertainty
@@ -65,10 +66,13 @@ SECTIONS: dict[str, Section] = {
     "learning": Section("Learning: steps a second", "astra-bench learning", render_learning),
     "speed": Section("Speed on a CPU", "astra-bench speed", render_speed),
     "gpu": Section("Speed on a GPU", "astra-bench gpu", render_gpu),
+    "recording": Section("Recording for Rerun", "astra-bench recording", render_recording),
     "backbone": Section("Arithmetic of the 1.3B backbone", "astra-bench backbone", render_backbone),
     "loading": Section("Loading recordings", "astra-bench loading", render_loading),
 }
 """Results file -> its part of the page, in this order; others follow with their names and values."""
+MANY_ROWS = 25
+"""Longer tables are folded away, as are those beside a plot."""
 SETTINGS = ("world_model", "dtype", "data", "default_sampling", "num_inference_steps", "sizes", "seed", "machine")
 """What tells how a file was measured; the other numbers and short texts of its top level do so too."""
 
@@ -109,7 +113,7 @@ def _section(name: str, results: Results, folder: Path) -> str:
     for file in section.pictures:  # which is shown already
         text = re.sub(rf"[^\n]*:\n\n!\[[^\]]*\]\([^)]*{re.escape(file)}\)", "", text)
     figures = from_markdown(text, folder) if section.render else _values(results)
-    if drawn:
+    if drawn or figures.count("<tr>") > MANY_ROWS:
         figures = f"<details><summary>All figures as tables</summary>{figures}</details>"
     heading = f'<h2>{html.escape(section.title)} <a href="#top" title="up">↑</a></h2>'
     sheets = [f'<div class="sheets">{"".join(pictures)}</div>'] if pictures else []
@@ -198,10 +202,10 @@ nav { background: var(--shade); border: 1px solid var(--line); border-radius: 8p
 nav ol { columns: 2 18rem; margin: 0; padding-left: 1.3rem; }
 figure { margin: 1.2rem 0; padding: 0.8rem; border: 1px solid var(--line); border-radius: 8px; }
 .plot { overflow-x: auto; }
-.plot svg { display: block; width: 100%; min-width: 560px; max-height: 760px; }
+.plot svg { display: block; margin: auto; max-width: 100%; }
 figcaption { color: var(--soft); font-size: 0.92rem; margin-top: 0.6rem; }
 figcaption b { color: var(--ink); }
-img { max-width: 100%; height: auto; border-radius: 6px; image-rendering: pixelated; }
+img { max-width: 100%; height: auto; border-radius: 6px; }
 .sheets { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 1rem; }
 .sheets figure { margin: 0; }
 .sheets img { width: 100%; cursor: zoom-in; }

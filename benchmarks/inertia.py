@@ -7,6 +7,7 @@ Worlds begin at the same moments of held-out episodes and differ in how many rec
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -64,7 +65,10 @@ QUICK = Sizes(
 def inertia(
     data: Mapping[str, str | os.PathLike[str]], world_model: str, out: Path, sizes: Sizes | None = None
 ) -> dict[str, Any]:
-    """Measure the domains of data (domain -> folder of episodes), write the results to out, and return them."""
+    """Measure the domains of data (domain -> folder of episodes), write the results to out, and return them.
+
+    Other domains that out already holds of the same world at the same sizes stay there.
+    """
     sizes, model = sizes or Sizes(), WorldModel.from_pretrained(world_model)
     out.parent.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {
@@ -77,6 +81,7 @@ def inertia(
         "sizes": dataclasses.asdict(sizes),
         "domains": {},
     }
+    results["domains"] |= measured_before(out, rounded(results))
     for name, folder in data.items():
         bench = started_late(load_bench(folder, model, sizes.episodes), sizes.lengths)
         with torch.enable_grad():
@@ -90,6 +95,15 @@ def inertia(
         }
         write_json(out, rounded(results))
     return rounded(results)
+
+
+def measured_before(out: Path, results: Mapping[str, Any]) -> dict[str, Any]:
+    """The domains of a results file whose world and sizes are those of these results; none where there is no file."""
+    if not out.is_file():
+        return {}
+    before = json.loads(out.read_text())
+    alike = all(before.get(key) == results[key] for key in ("world_model", "window", "lengths", "steps", "sizes"))
+    return dict(before["domains"]) if alike else {}
 
 
 def started_late(bench: Bench, lengths: tuple[int, ...]) -> Bench:

@@ -14,7 +14,16 @@ from tiny import tiny_world_model
 from benchmarks.cli import main
 from benchmarks.domain_table import CAMERA_MOTION, DOMAINS
 from benchmarks.imagination import START, begin, known_frames, recorded_frames
-from benchmarks.inertia import QUICK, decibels, errors, margin_interval, measure, render_inertia, started_late
+from benchmarks.inertia import (
+    QUICK,
+    decibels,
+    errors,
+    margin_interval,
+    measure,
+    measured_before,
+    render_inertia,
+    started_late,
+)
 from benchmarks.metrics import psnr
 from benchmarks.motion_following import MotionFollower
 
@@ -98,5 +107,11 @@ def test_the_command_writes_every_length(tmp_path, capsys):
     assert results["lengths"] == list(QUICK.lengths) == [1, 3] and results["window"] == 8
     entry = results["domains"]["robot"]
     assert all(len(values) == 2 for key, values in entry.items() if isinstance(values, list))
+    results["domains"] = {"driving": entry}
+    out.write_text(json.dumps(results))  # which stays, since all else is the same
+    assert measured_before(out, results) == {"driving": entry}
+    assert measured_before(out, results | {"world_model": "another"}) == {}
+    assert measured_before(tmp_path / "nothing.json", results) == {}
+    results["domains"] = {"robot": entry}
     printed = capsys.readouterr().out
     assert render_inertia(results) in printed and "| robot: PSNR, dB, 5 ahead |" in printed
