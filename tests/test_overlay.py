@@ -76,9 +76,9 @@ def test_a_gripper_that_turns_shows_its_near_side_turning():
 
 
 def test_the_gripper_is_a_bar_that_fills():
-    _, open_bar = marks("end_effector")
+    _, open_bar = marks("end_effector", gripper=-0.0)
     _, closed_bar = marks("end_effector", gripper=1.0)
-    assert np.abs(way(open_bar)).max() == 0
+    assert np.abs(way(open_bar)).max() == 0 and open_bar.label == "gripper 0.00 (0 open .. 1 closed)"
     assert way(closed_bar)[1] < 0
     assert closed_bar.label == "gripper 1.00 (0 open .. 1 closed)"
 

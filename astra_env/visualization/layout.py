@@ -110,7 +110,7 @@ class Layout:
             contents += [f"+ /{prefix}frames/{self._views[0]}" for prefix in prefixes]
         direction, _ = _standpoint(self._modality)
         self._shown, middle = self._radius, (self._low + self._high) / 2
-        position = middle + 1.7 * self._shown * np.array(direction) / np.linalg.norm(direction)
+        position = middle + 2.0 * self._shown * np.array(direction) / np.linalg.norm(direction)
         eye = rrb.EyeControls3D(position=position, look_target=middle)
         return rrb.Spatial3DView(origin="/", contents=contents, name="poses and plans", eye_controls=eye)
 

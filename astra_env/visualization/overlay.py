@@ -167,18 +167,12 @@ def _bars(modality: ActionModality, values: np.ndarray, fields: Sequence[str], s
     for column, name in enumerate(fields):
         index = modality.fields.index(name)
         low, high, unit = min(modality.low[index], 0.0), max(modality.high[index], 0.0), modality.units[index]
+        value = round(float(np.clip(values[index], low, high)), 2) + 0.0  # which makes -0.0 a plain 0
         x = width - height * (0.08 + 0.12 * column)
-        y_of = {
-            value: height * (0.6 - 0.5 * (float(np.clip(value, low, high)) - low) / (high - low))
-            for value in (low, 0.0, high, values[index])
-        }
-        frame, filling = (
-            np.array([[x, y_of[low]], [x, y_of[high]]]),
-            np.array([[x, y_of[0.0]], [x, y_of[values[index]]]]),
-        )
-        label = f"{name} {values[index]:+.1f} {unit}" if low < 0 else f"{name} {values[index]:.2f} ({unit})"
-        marks.append(Mark(frame, "", FRAME_COLOUR, arrow=False, width=1.5))
-        marks.append(Mark(filling, label, OTHER_COLOUR, arrow=False, width=5.0))
+        bottom, zero, tip, top = (height * (0.6 - 0.5 * (at - low) / (high - low)) for at in (low, 0.0, value, high))
+        label = f"{name} {value:+.1f} {unit}" if low < 0 else f"{name} {value:.2f} ({unit})"
+        marks.append(Mark(np.array([[x, bottom], [x, top]]), "", FRAME_COLOUR, arrow=False, width=1.5))
+        marks.append(Mark(np.array([[x, zero], [x, tip]]), label, OTHER_COLOUR, arrow=False, width=5.0))
     return marks
 
 
