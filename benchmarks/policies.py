@@ -216,9 +216,19 @@ def _told_of_run(folder: Path) -> dict[str, Any] | None:
     if not (folder / CONFIG).is_file():
         return None
     config = json.loads((folder / CONFIG).read_text())
-    names = ("algorithm", "where", "observation", "episode_steps", "num_worlds", "gamma", "learning_rate", "seed")
+    names = (
+        "algorithm",
+        "where",
+        "observation",
+        "episode_steps",
+        "num_worlds",
+        "gamma",
+        "learning_rate",
+        "seed",
+        "read_by",
+    )
     steps = max((int(path.stem) for path in (folder / CHECKPOINTS).glob("*.zip")), default=None)
-    return {name: config[name] for name in names} | {"steps": steps}
+    return {name: config.get(name) for name in names} | {"steps": steps}
 
 
 def render_policies(results: dict[str, Any]) -> str:
