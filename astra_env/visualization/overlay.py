@@ -148,7 +148,7 @@ def _motion(modality: ActionModality, values: np.ndarray, view: View, size: tupl
 
 def _steering(motion: BicycleMotion, steering: float, size: tuple[int, int]) -> Mark:
     """The arc on the road that a car drives at this angle, as its driver sees it."""
-    way = np.linspace(3.5, ROAD_AHEAD, 12)
+    way = np.geomspace(3.5, ROAD_AHEAD, 8)
     yaw = way * np.tan(steering) / motion.wheelbase
     chord = way * np.sinc(yaw / 2 / np.pi)
     ahead, left = chord * np.cos(yaw / 2), chord * np.sin(yaw / 2)
