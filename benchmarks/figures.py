@@ -20,7 +20,7 @@ COLOURS = ("#3f7fd9", "#e0802f", "#2f9e73", "#bb5a9c", "#8a8f98", "#c9a227")
 GREY = COLOURS[4]
 SCREEN = 1.5
 """Pixels of a web page for a point of a figure."""
-SHADE = 15
+SHADE = 5
 """PNG files have shades of whole multiples of this."""
 STYLE: dict[str, Any] = {
     "axes.edgecolor": INK,

@@ -9,66 +9,68 @@ import base64
 import html
 import json
 import os
+import pkgutil
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from astra_env.pictures import encode_image
 from astra_env.video import read_image
-from benchmarks.backbone import render_backbone
-from benchmarks.domains_report import render_domains
-from benchmarks.gpu import render_gpu
-from benchmarks.inertia import render_inertia
-from benchmarks.learning import render_learning
-from benchmarks.loading import render_loading
-from benchmarks.planning import render_planning
 from benchmarks.plots import PLOTS
-from benchmarks.policies import render_policies
-from benchmarks.recording import render_recording
-from benchmarks.report import render_table
-from benchmarks.speed_report import render_speed
-from benchmarks.uncertainty import render_uncertainty
 
 Results = dict[str, Any]
 ALL = "robot=data/robot driving=data/driving camera=data/camera multicam=data/multicam"
-
 SHEETS = tuple(f"contact_{name}.png" for name in ("robot", "driving", "camera", "multicam"))
 
 
 @dataclass(frozen=True)
 class Section:
-    """What one results file is about, the command that wrote it, and its figures as Markdown."""
+    """What one results file is about, the command that wrote it, and what gives its figures as Markdown."""
 
     title: str
     command: str
-    render: Callable[[Results], str] | None = None
-    """None: names and values as they are."""
+    render: str | None = None
+    """Function from results to Markdown, "module:name", since some modules are heavy; None: names and values."""
     pictures: tuple[str, ...] = ()
     """Files beside it that are shown before its tables."""
 
 
 SECTIONS: dict[str, Section] = {
-    "domains": Section("Four kinds of world", f"astra-bench domains --data {ALL}", render_domains, SHEETS),
-    "inertia": Section("Memory and inertia", f"astra-bench inertia --data {ALL}", render_inertia),
+    "domains": Section(
+        "Four kinds of world", f"astra-bench domains --data {ALL}", "benchmarks.domains_report:render_domains", SHEETS
+    ),
+    "inertia": Section("Memory and inertia", f"astra-bench inertia --data {ALL}", "benchmarks.inertia:render_inertia"),
     "first_light": Section(
-        "The robot's world in detail", "astra-bench first-light --data data/robot", render_table, ("contact_sheet.png",)
+        "The robot's world in detail",
+        "astra-bench first-light --data data/robot",
+        "benchmarks.report:render_table",
+        ("contact_sheet.png",),
     ),
     "first_light_teacher": Section(
         "The same of the teacher it was distilled from",
         "astra-bench first-light --data data/robot --world-model TEACHER --out …/first_light_teacher.json",
-        render_table,
+        "benchmarks.report:render_table",
     ),
-    "uncertainty": Section("Uncertainty", f"astra-bench uncertainty --data {ALL}", render_uncertainty),
-    "planning": Section("Planning in imagination, acting for real", "astra-bench planning", render_planning),
-    "policies": Section("Policies", "astra-bench policies --runs RUNS --ids Astra-RT1-Reach-v0", render_policies),
-    "learning": Section("Learning: steps a second", "astra-bench learning", render_learning),
-    "speed": Section("Speed on a CPU", "astra-bench speed", render_speed),
-    "gpu": Section("Speed on a GPU", "astra-bench gpu", render_gpu),
-    "recording": Section("Recording for Rerun", "astra-bench recording", render_recording),
-    "backbone": Section("Arithmetic of the 1.3B backbone", "astra-bench backbone", render_backbone),
-    "loading": Section("Loading recordings", "astra-bench loading", render_loading),
+    "uncertainty": Section(
+        "Uncertainty", f"astra-bench uncertainty --data {ALL}", "benchmarks.uncertainty:render_uncertainty"
+    ),
+    "planning": Section(
+        "Planning in imagination, acting for real", "astra-bench planning", "benchmarks.planning:render_planning"
+    ),
+    "policies": Section(
+        "Policies", "astra-bench policies --runs RUNS --ids Astra-RT1-Reach-v0", "benchmarks.policies:render_policies"
+    ),
+    "learning": Section("Learning: steps a second", "astra-bench learning", "benchmarks.learning:render_learning"),
+    "speed": Section("Speed on a CPU", "astra-bench speed", "benchmarks.speed_report:render_speed"),
+    "gpu": Section("Speed on a GPU", "astra-bench gpu", "benchmarks.gpu:render_gpu"),
+    "play": Section("Driving in a browser: from key to picture", "astra-bench play", "benchmarks.play:render_play"),
+    "recording": Section("Recording for Rerun", "astra-bench recording", "benchmarks.recording:render_recording"),
+    "backbone": Section(
+        "Arithmetic of the 1.3B backbone", "astra-bench backbone", "benchmarks.backbone:render_backbone"
+    ),
+    "loading": Section("Loading recordings", "astra-bench loading", "benchmarks.loading:render_loading"),
 }
 """Results file -> its part of the page, in this order; others follow with their names and values."""
 MANY_ROWS = 25
@@ -109,7 +111,7 @@ def _section(name: str, results: Results, folder: Path) -> str:
         if plot.results == name
     ]
     pictures = [_sheet(folder / file) for file in section.pictures]
-    text = section.render(results) if section.render else ""
+    text = pkgutil.resolve_name(section.render)(results) if section.render else ""
     for file in section.pictures:  # which is shown already
         text = re.sub(rf"[^\n]*:\n\n!\[[^\]]*\]\([^)]*{re.escape(file)}\)", "", text)
     figures = from_markdown(text, folder) if section.render else _values(results)

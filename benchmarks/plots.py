@@ -95,7 +95,7 @@ def _over_horizon(axes: Any, loop: Results, measure: str) -> None:
 def draw_following(results: Results) -> Any:
     """Radar of every action: shares of starts that go the right way and more than half of it; the rim is 100 %."""
     rows = -(-len(results["domains"]) // 2)
-    figure = new_figure(8, 3.6 * rows + 0.3)
+    figure = new_figure(7.5, 3.4 * rows + 0.3)
     for place, (name, report) in enumerate(results["domains"].items(), 1):
         axes = figure.add_subplot(rows, 2, place, projection="polar")
         entries = {key: entry for key, entry in report["following"].items() if entry["num_starts"]}
