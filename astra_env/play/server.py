@@ -236,7 +236,7 @@ async def serve(
     Raises:
         OSError: nothing can listen there.
     """
-    runner = web.AppRunner(PlayServer(config, host).application(), access_log=None)
+    runner = web.AppRunner(PlayServer(config, host).application(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
         try:

@@ -1,0 +1,47 @@
+"""The benchmark of `astra-env play`: its client asks the real server, and its table shows what was measured."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+from astra_env.play.server import PlayConfig, serve
+from benchmarks import play
+from benchmarks.play import Sizes, render_play
+
+RESULTS = Path(play.__file__).with_name("results") / "play.json"
+
+
+def test_the_client_measures_what_the_server_does(checkpoint, monkeypatch, tmp_path):
+    monkeypatch.setattr(play, "find_browser", lambda: None)
+    sizes = Sizes(presses=2, streamed_steps=6, memory_points=3)
+
+    async def measure() -> dict:
+        address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        config = PlayConfig(play.IDS[1], {"world_model": checkpoint, "device": "cpu"}, out=str(tmp_path))
+        serving = asyncio.create_task(serve(config, port=0, announce=address.set_result))
+        try:
+            told = await play._one_visitor(await address, sizes)
+            several = await play._several(await address, 2, sizes.presses)
+            memory = await play._stream(await address, os.getpid(), sizes)
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+        several = {"environment": play.IDS[1], "visitors": {"2": several}}
+        return {"key_to_picture": {play.IDS[1]: told}, "several": several, "memory": memory}
+
+    results = asyncio.run(asyncio.wait_for(measure(), 60))
+    told = results["key_to_picture"][play.IDS[1]]
+    assert told["page"] is None
+    for entry in (told["running"], told["single_step"]):
+        assert 0 < entry["p50"] <= entry["p95"] < 5000 and entry["n"] == 2
+    assert results["several"]["visitors"]["2"]["n"] == 2 and results["several"]["visitors"]["2"]["pace"] > 0
+    assert [entry["steps"] for entry in results["memory"]["resident"]] == [2, 4, 6]
+    assert "2 visitors at once" in render_play(results)
+
+
+def test_the_table_shows_the_committed_results():
+    text = render_play(json.loads(RESULTS.read_text()))
+    assert all(name in text for name in play.IDS) and "10,000" in text
