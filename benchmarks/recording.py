@@ -259,9 +259,10 @@ def render_recording(results: dict[str, Any]) -> str:
     ]
     parts = [table(["a step of the bundled world", "ms", "more, ms", "kB"], rows)]
     for name, told in results["streamed"].items():
-        grown = [f"{who} {values[0]:.0f} to {values[-1]:.0f} MB" for who, values in told["memory_mb"].items()]
-        many, first = f"{results['streamed_steps']:,}", f"{results['memory_every']:,}"
-        parts.append(f"Memory from step {first} to step {many}, into a {name}: {', '.join(grown)}.")
+        later = {who: values[len(values) // 2 :] for who, values in told["memory_mb"].items()}
+        held = [f"{who} {min(values):.0f} to {max(values):.0f} MB" for who, values in later.items()]
+        steps = f"{results['streamed_steps']:,}"
+        parts.append(f"Memory in the second half of {steps} steps, streamed into a {name}: {', '.join(held)}.")
     num, height, width = LARGE
     cost = f"{large['ms']:.0f} ms and {large['bytes_per_step'] / 1e6:.1f} MB a step"
     parts.append(f"{num} frames of {height} × {width} take {cost}.")

@@ -19,4 +19,4 @@ def test_time_bytes_and_memory_are_measured_and_told(checkpoint, tmp_path):
         assert all(value > 10 for values in memory.values() for value in values)
     text = render_recording(results)
     assert "| not recorded |" in text and "with routing and denoising steps" in text
-    assert "Memory from step 5 to step 20, into a viewer: process " in text
+    assert "Memory in the second half of 20 steps, streamed into a viewer: process " in text
