@@ -36,6 +36,7 @@ STYLE: dict[str, Any] = {
     "axes.grid": True,
     "legend.fontsize": 8,
     "legend.framealpha": 0.0,
+    "legend.handlelength": 3,
     "lines.linewidth": 1.8,
     "lines.markersize": 4,
     "svg.fonttype": "none",

@@ -22,6 +22,7 @@ from benchmarks.plots import PLOTS
 
 Results = dict[str, Any]
 ALL = "robot=data/robot driving=data/driving camera=data/camera multicam=data/multicam"
+TWO = "robot=data/robot driving=data/driving"
 SHEETS = tuple(f"contact_{name}.png" for name in ("robot", "driving", "camera", "multicam"))
 
 
@@ -41,7 +42,7 @@ SECTIONS: dict[str, Section] = {
     "domains": Section(
         "Four kinds of world", f"astra-bench domains --data {ALL}", "benchmarks.domains_report:render_domains", SHEETS
     ),
-    "inertia": Section("Memory and inertia", f"astra-bench inertia --data {ALL}", "benchmarks.inertia:render_inertia"),
+    "inertia": Section("Memory and inertia", f"astra-bench inertia --data {TWO}", "benchmarks.inertia:render_inertia"),
     "first_light": Section(
         "The robot's world in detail",
         "astra-bench first-light --data data/robot",

@@ -121,11 +121,15 @@ def draw_following(results: Results) -> Any:
 
 def draw_inertia(results: Results) -> Any:
     """Quality, what the actions are worth, and obedience, against the recorded latents in memory."""
-    figure, panels = _panels(3, 3.5, 3.4)
+    figure, panels = _panels(3, 3.4, 3.5)
     lengths = results["lengths"]
     for colour, (name, entry) in zip(COLOURS, results["domains"].items(), strict=False):
         for step, style in zip(results["steps"], ("-", "--"), strict=False):
-            look: dict[str, Any] = {"color": colour, "linestyle": style, "label": f"{name}, {step} ahead"}
+            look: dict[str, Any] = {
+                "color": colour,
+                "linestyle": style,
+                "label": f"{name}, {step} step{'s' * (step > 1)} ahead",
+            }
             for axes, measure in zip(panels, ("psnr", "margin"), strict=False):
                 _band(axes, lengths, entry, f"{measure}_{step}", **look)
         _band(panels[2], lengths, entry, "followed", scale=100, color=colour, label=name)
@@ -134,9 +138,9 @@ def draw_inertia(results: Results) -> Any:
         axes.set(title=title, ylabel=label, xlabel="recorded latents in memory", xscale="log")
         axes.set_xticks(lengths, list(map(str, lengths)))
         axes.minorticks_off()
-        axes.legend()
     panels[1].set_ylim(bottom=min(0, panels[1].get_ylim()[0]))
     panels[2].set_ylim(50, 101)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
