@@ -64,7 +64,7 @@ def test_what_was_seen_at_the_beginning_does_not_change_with_the_dream(models, s
     dreamt = dataclasses.replace(there, latents=there.latents + torch.randn_like(there.latents))
     for row, reward in enumerate(begun):
         assert reward(dreamt[row]).success.all()
-    assert not torch.allclose(target.places(dreamt), place, atol=1e-3)  # what the dream shows does
+    assert not torch.allclose(target.targets(dreamt), place, atol=1e-3)  # what the dream shows does
 
 
 @pytest.fixture(scope="module")
@@ -138,14 +138,14 @@ def test_examples_tell_the_way_from_the_gripper_to_the_cube(world, data):
     assert latents.shape[0] == len(offsets) == 2 * 2 * 9 and still.sum() == 18
     arrays = np.load(sorted((data / "heldout").iterdir())[0])
     expected = arrays["objects"][::4, 0] - arrays["measured_poses"][::4, :3, 3]
-    np.testing.assert_allclose(offsets[:9], expected, atol=1e-6)
-    np.testing.assert_allclose(offsets[18:27], expected, atol=1e-6)
+    np.testing.assert_allclose(offsets[:9, 0], expected, atol=1e-6)
+    np.testing.assert_allclose(offsets[18:27, 0], expected, atol=1e-6)
 
 
 def test_it_learns_what_latents_show(world, data):
     latents = torch.randn(512, 16, 4, 4, generator=seeded()) + torch.randn(512, 16, 1, 1, generator=seeded(1))
     offsets = 0.1 * latents[:, :3].mean((2, 3)) + 0.3
-    examples = (latents[:400], offsets[:400], torch.zeros(400, dtype=torch.bool))
+    examples = (latents[:400], offsets[:400, None], torch.zeros(400, dtype=torch.bool))
     model = train_target_model(examples, config(world, data, num_steps=150))
     with torch.no_grad():
         errors = (model(latents[400:]) - offsets[400:]).norm(dim=1)

@@ -22,6 +22,9 @@ LIKELY = 0.5
 ON_PATH = (0.05, 0.1)
 """Metres and radians from the last pose of a path within which its end is reached."""
 
+LANE = 1.5
+"""Metres from a lane's middle at which driving is worth half."""
+
 
 @dataclass(frozen=True)
 class Reward:
@@ -113,6 +116,33 @@ class Place:
         return Reward((1 - (8 * distance).tanh()).float(), distance < 0, {"target_distance": distance}, there)
 
 
+class Lane:
+    """A task's reward, and less of it beside a lane: divided by 1 + (d / 1.5)^2 at d metres from the lane's middle.
+
+    The lane's middle is known at points (R, 2), or (B, R, 2), x forward and y left in metres as the episode's start
+    sees them. It goes on straight behind the first point; beyond the last one nothing is known, and the task's reward
+    stays.
+    """
+
+    def __init__(self, points: Tensor, task: RewardFunction) -> None:
+        self.points, self.task = points, task
+
+    def __call__(self, state: WorldState) -> Reward:
+        """The task's ends and success."""
+        reward, here = self.task(state), state.poses[:, None, :2, 3]
+        points = self.points.to(state.poses).expand(len(state), *self.points.shape[-2:])
+        behind = points[:, :1] - 10 * (points[:, 1:2] - points[:, :1])
+        points = torch.cat([behind, points], dim=1)
+        along = points.diff(dim=1)  # (B, R, 2)
+        share = ((here - points[:, :-1]) * along).sum(-1) / along.square().sum(-1).clamp(min=1e-6)  # (B, R) of a piece
+        aside = here - points[:, :-1] - share.clamp(0, 1)[..., None] * along
+        distance, piece = aside.square().sum(-1).add(1e-12).sqrt().min(1)
+        unknown = (piece == share.shape[1] - 1) & (share[:, -1] >= 1)
+        worth = (1 / (1 + (distance / LANE).square())).where(~unknown, 1.0)
+        terms = {**reward.terms, "lane_distance": distance}
+        return Reward(reward.value * worth.float(), reward.done, terms, reward.success)
+
+
 def no_reward(state: WorldState) -> Reward:
     """Reward 0 for ever, in worlds that have learned none."""
     zero = state.newest.new_zeros(len(state))
@@ -129,6 +159,9 @@ def joined(functions: Sequence[RewardFunction]) -> RewardFunction:
     places = [function.place for function in functions if isinstance(function, Place)]
     if len(places) == len(functions):
         return Place(torch.stack(places))
+    lanes = [function for function in functions if isinstance(function, Lane)]
+    if len(lanes) == len(functions) and all(lane.task is lanes[0].task for lane in lanes):
+        return Lane(torch.stack([lane.points for lane in lanes]), lanes[0].task)
     goals = [function.goal for function in functions if isinstance(function, GoalReward)]
     if len(goals) == len(functions):
         return GoalReward(torch.stack(goals))

@@ -14,40 +14,53 @@ import torch
 from torch import Tensor
 
 from astra_env.envs.reward_kit import LearnedReward
-from astra_env.envs.rewards import Place, Reward, RewardFunction
+from astra_env.envs.rewards import Lane, Place, Reward, RewardFunction
 from astra_env.models import WorldState
 from astra_env.models.reward_model import FILE_NAME as REWARD_FILE
 from astra_env.models.target_model import FILE_NAME, TargetModel
 
 
 class RememberedTarget:
-    """Closeness to a target that stays where an episode's first latent has shown it: see `Place`.
+    """Closeness to a target that stays where an episode's first latent has shown it.
 
-    Several models tell the place by their mean. Made for end effectors, whose poses are told along fixed axes.
+    A place (3 numbers, along fixed axes, for end effectors): see `Place`. The way ahead (pairs of numbers, as a vehicle
+    sees it): see `Lane`, which a task's own reward is multiplied by.
+
+    Args:
+        models: whose mean tells the target.
+        task: of lanes, the reward whose ends and value count beside.
     """
 
-    def __init__(self, models: Sequence[TargetModel]) -> None:
+    def __init__(self, models: Sequence[TargetModel], task: RewardFunction | None = None) -> None:
         if not models:
             raise ValueError("There are 0 models, expected one or more that tell where the target is.")
-        self.models = list(models)
+        self.models, self.task = list(models), task
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> RememberedTarget:
+    def load(
+        cls, folder: str | os.PathLike[str], device: str | torch.device = "cpu", task: RewardFunction | None = None
+    ) -> RememberedTarget:
         """Read the models that `fit_target` wrote."""
-        return cls([TargetModel.load(entry, device) for entry in (Path(folder), *sorted(Path(folder).glob("head_*")))])
+        folders = (Path(folder), *sorted(Path(folder).glob("head_*")))
+        return cls([TargetModel.load(entry, device) for entry in folders if (entry / FILE_NAME).is_file()], task)
 
-    def places(self, state: WorldState) -> Tensor:
-        """Metres float64 (B, 3) to the target that the newest latents show, from where the episodes began."""
-        offsets = torch.stack([model(state.newest) for model in self.models]).mean(0)
-        return state.poses[:, :3, 3] + offsets.to(state.poses)
+    def targets(self, state: WorldState) -> Tensor:
+        """Metres float64 (B, 3), or points of a lane (B, R, 2), as seen from where the episodes began."""
+        offsets = torch.stack([model(state.newest) for model in self.models]).mean(0).to(state.poses)
+        if self.task is None:
+            return state.poses[:, :3, 3] + offsets
+        points, turns = offsets.unflatten(1, (-1, 2)), state.poses[:, :2, :2]
+        return state.poses[:, None, :2, 3] + points @ turns.transpose(1, 2)
 
     def begun(self, state: WorldState) -> list[RewardFunction]:
         """The reward of each episode that begins with one of these worlds."""
-        return [Place(place) for place in self.places(state)]
+        task = self.task
+        return [Place(target) if task is None else Lane(target, task) for target in self.targets(state)]
 
     def __call__(self, state: WorldState) -> Reward:
-        """Reward in [0, 1] by what the newest latents show, for worlds whose beginning nobody has seen."""
-        return Place(self.places(state))(state)
+        """Reward by what the newest latents show, for worlds whose beginning nobody has seen."""
+        targets = self.targets(state)
+        return (Place(targets) if self.task is None else Lane(targets, self.task))(state)
 
 
 def has_reward(folder: Path) -> bool:
@@ -58,7 +71,10 @@ def has_reward(folder: Path) -> bool:
 def load_reward(
     folder: str | os.PathLike[str], device: str | torch.device = "cpu", *, pessimism: float = 0.0, ends: bool = True
 ) -> RewardFunction:
-    """The reward that a folder holds: a target's place (`fit_target`) or heads (`fit_reward`), with their options."""
+    """The reward that a folder holds: heads (`fit_reward`), with their options; a target (`fit_target`); or both."""
+    task = None
+    if (Path(folder) / REWARD_FILE).is_file():
+        task = LearnedReward.load(folder, device, pessimism=pessimism, ends=ends)
     if (Path(folder) / FILE_NAME).is_file():
-        return RememberedTarget.load(folder, device)
-    return LearnedReward.load(folder, device, pessimism=pessimism, ends=ends)
+        return RememberedTarget.load(folder, device, task)
+    return task or LearnedReward.load(folder, device)

@@ -1,4 +1,4 @@
-"""A small network that tells from one latent where the thing is that a task is about."""
+"""A small network that tells from one latent where that is what a task is about: a thing, or the way ahead."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ FILE_NAME = "target_model.safetensors"
 
 
 class TargetModel(nn.Module):
-    """Latents (B, C, h, w) -> metres (B, 3) from what acts to its target, along the axes in which poses are told."""
+    """Latents (B, C, h, w) -> metres (B, D) from what acts to its target, D numbers that the task gives a meaning."""
 
     centre: Tensor
     scale: Tensor
 
-    def __init__(self, latent_channels: int = 16, dim: int = 64, latent_size: int = 8) -> None:
+    def __init__(self, latent_channels: int = 16, dim: int = 64, latent_size: int = 8, num_outputs: int = 3) -> None:
         super().__init__()
         self.features = nn.Sequential(
             nn.Conv2d(latent_channels, dim, 3, padding=1),
@@ -31,10 +31,10 @@ class TargetModel(nn.Module):
             nn.Flatten(),
             nn.Linear(dim * ((latent_size + 1) // 2) ** 2, 128),
             nn.SiLU(),
-            nn.Linear(128, 3),
+            nn.Linear(128, num_outputs),
         )
-        self.register_buffer("centre", torch.zeros(3))  # metres that the layers take for 0
-        self.register_buffer("scale", torch.ones(3))  # and those that they take for 1
+        self.register_buffer("centre", torch.zeros(num_outputs))  # metres that the layers take for 0
+        self.register_buffer("scale", torch.ones(num_outputs))  # and those that they take for 1
 
     def forward(self, latents: Tensor) -> Tensor:
         """Differentiable, for planners that follow gradients."""
@@ -64,6 +64,6 @@ class TargetModel(nn.Module):
             raise ValueError(f"{path} cannot be read ({error}); it is truncated or damaged, copy it again.") from error
         dim, channels = weights["features.0.weight"].shape[:2]
         size = round((weights["features.7.weight"].shape[1] / dim) ** 0.5) * 2
-        model = cls(channels, dim, size)
+        model = cls(channels, dim, size, len(weights["scale"]))
         model.load_state_dict(weights)
         return model.to(device).eval().requires_grad_(False)

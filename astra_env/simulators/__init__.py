@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any
 
@@ -27,26 +28,39 @@ SIMULATORS: dict[str, str] = {
 }
 
 
-def first_object(told: Mapping[str, Any]) -> np.ndarray:
-    """Where the first of the objects (..., K, 3) is, in metres (..., 3) along the axes of the poses."""
-    place: np.ndarray = told["objects"][..., 0, :]
-    return place
-
-
 def reach(told: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Reward 1 - tanh(8 d) at d metres from the gripper to the first cube, and whether they are within ``REACHED``.
 
     ``told`` has the poses (..., 4, 4) and the objects (..., K, 3) of a simulator's ``info``, or of many moments.
     """
-    distance = np.linalg.norm(told["pose"][..., :3, 3] - first_object(told), axis=-1)
+    distance = np.linalg.norm(told["pose"][..., :3, 3] - told["objects"][..., 0, :], axis=-1)
     return 1 - np.tanh(8 * distance), distance < REACHED
 
 
 Task = Callable[[Mapping[str, Any]], tuple[np.ndarray, np.ndarray]]
 TASKS: dict[str, Task] = {"Astra-RT1-Reach-v0": reach}
 """Id -> reward and success of what ``info`` tells, where they are not those of the simulator itself."""
-TARGETS: dict[str, Callable[[Mapping[str, Any]], np.ndarray]] = {"Astra-RT1-Reach-v0": first_object}
-"""Id -> the place (..., 3) of what its task is about, by what ``info`` tells."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a task is about, as points in metres from what acts, of a recording's moments."""
+
+    arrays: tuple[str, ...]
+    """Recorded arrays that tell it."""
+    offsets: Callable[[Mapping[str, np.ndarray]], np.ndarray]
+    """From those arrays, of T moments, to points (T, P, 2 or 3): of end effectors along the axes of the poses, of
+    vehicles as they see them."""
+
+
+TARGETS: dict[str, Target] = {
+    "Astra-RT1-Reach-v0": Target(
+        ("measured_poses", "objects"),
+        lambda told: (told["objects"][:, 0] - told["measured_poses"][:, :3, 3])[:, None],
+    ),
+    "Astra-NuScenes-v0": Target(("route",), lambda told: told["route"]),
+}
+"""Id -> what a model that was learned from recordings tells the place of, to be remembered in dreams."""
 
 
 class Judged(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -66,6 +66,9 @@ def record_episode(
     tracks = _TRACKS | dict(recording.tracks)
     arrays = {key: np.concatenate([info[track] for info in infos]) for key, track in tracks.items()}
     arrays = {key: value if value.dtype == np.uint8 else value.astype(np.float32) for key, value in arrays.items()}
+    arrays |= {
+        key: np.stack([info[name] for info in infos], dtype=np.float32) for key, name in recording.moments.items()
+    }
     success = np.array([info["success"] for info in infos])
     if "failure" in infos[0]:
         arrays["failure"] = np.array([info["failure"] for info in infos])

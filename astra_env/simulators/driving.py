@@ -275,5 +275,6 @@ RECORDING = Recording(
     text=TEXT,
     packages=("metadrive-simulator", "panda3d", "opencv-python-headless", "numpy"),
     tracks={"speed": "speeds"},
+    moments={"route": "route"},
 )
 """How `astra-env collect driving` records."""

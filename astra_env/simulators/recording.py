@@ -29,5 +29,7 @@ class Recording:
     """Distributions whose versions decide what the recordings look like."""
     tracks: Mapping[str, str] = field(default_factory=dict)
     """Array in the file -> key in ``info``, besides frames and poses: one row for each frame."""
+    moments: Mapping[str, str] = field(default_factory=dict)
+    """Array in the file -> key in ``info``: one row for the beginning and one for each action."""
     scene: Mapping[str, Any] = field(default_factory=dict)
     """What the manifest says about the scene."""

@@ -20,7 +20,7 @@ from astra_env.flags import flag
 from astra_env.models import WorldModel
 from astra_env.models.target_model import TargetModel
 from astra_env.simulators import TARGETS
-from astra_env.training.episodes import FRAMES_PER_ACTION, encode_episodes, load_episodes
+from astra_env.training.episodes import FRAMES_PER_ACTION, Episodes, encode_episodes, load_episodes
 from astra_env.training.fit_goal import encode_stills
 from astra_env.writing import write_json
 
@@ -68,7 +68,7 @@ def fit_target(config: FitTargetConfig) -> dict[str, float]:
     guess = train[1].mean(0)
     report = {"num_latents": float(len(heldout[0])), "metres_guessing": _metres(guess, heldout[1]).mean().item()}
     for name, part in (("recorded", ~heldout[2]), ("still", heldout[2])):
-        errors = _metres(_told(models, heldout[0][part]), heldout[1][part])
+        errors = _metres(_told(models, heldout[0][part], guess.shape[-1]), heldout[1][part])
         report |= {f"{name}_metres_error": errors.mean().item(), f"{name}_found": (errors < NEAR).float().mean().item()}
     report |= {"num_heads": config.num_heads, "seconds": round(time.perf_counter() - began, 1)}
     out = Path(config.out)
@@ -81,12 +81,13 @@ def fit_target(config: FitTargetConfig) -> dict[str, float]:
 
 
 def train_target_model(examples: tuple[Tensor, Tensor, Tensor], config: FitTargetConfig, index: int = 0) -> TargetModel:
-    """One model, from latents (N, C, h, w) and metres (N, 3)."""
-    latents, offsets, _ = examples
+    """One model, from latents (N, C, h, w) and metres (N, P, 2 or 3)."""
+    latents, points, _ = examples
+    offsets = points.flatten(1)
     generator = torch.Generator().manual_seed(config.seed + index)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed + index)
-        model = TargetModel(latents.shape[1], latent_size=latents.shape[-1])
+        model = TargetModel(latents.shape[1], latent_size=latents.shape[-1], num_outputs=offsets.shape[1])
     model.centre.copy_(offsets.mean(0))
     model.scale.copy_(offsets.std(0).clamp(min=1e-4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
@@ -96,7 +97,7 @@ def train_target_model(examples: tuple[Tensor, Tensor, Tensor], config: FitTarge
         rows = torch.randint(len(latents), (config.batch_size,), generator=generator)
         noise = 0.3 * torch.rand(config.batch_size, 1, 1, 1, generator=generator)
         inputs = latents[rows] + noise * torch.randn(rows.shape + latents.shape[1:], generator=generator)
-        loss = F.smooth_l1_loss((model(inputs) - offsets[rows]) / model.scale, torch.zeros(len(rows), 3), beta=0.1)
+        loss = F.smooth_l1_loss(model(inputs) / model.scale, offsets[rows] / model.scale, beta=0.1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -105,7 +106,7 @@ def train_target_model(examples: tuple[Tensor, Tensor, Tensor], config: FitTarge
 
 
 def read_examples(config: FitTargetConfig, world_model: WorldModel, split: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents (N, C, h, w), metres to the target (N, 3), and which latents are of still pictures, bool (N,)."""
+    """Latents (N, C, h, w), metres to the target (N, P, 2 or 3), and which latents are of pictures, bool (N,)."""
     episodes = load_episodes(config.data, split, config.episodes, frame_size=world_model.frame_size[0])
     if ENVIRONMENTS[config.task].modality != episodes.modality:
         raise ValueError(
@@ -113,25 +114,33 @@ def read_examples(config: FitTargetConfig, world_model: WorldModel, split: str) 
         )
     latents = encode_episodes(world_model.autoencoder, episodes).flatten(0, 1)
     stills = encode_stills(world_model.autoencoder, episodes).flatten(0, 1)
-    dataset, told = RecordedDataset(config.data, split), []
+    dataset, target, told = RecordedDataset(config.data, split), TARGETS[config.task], []
     for index in range(len(episodes)):
-        arrays = dataset.arrays(index, "measured_poses", "objects")
-        moments = {"pose": arrays["measured_poses"], "objects": arrays["objects"]}
-        told.append((TARGETS[config.task](moments) - moments["pose"][..., :3, 3])[::FRAMES_PER_ACTION])
-    offsets = torch.from_numpy(np.concatenate(told)).float()
-    if len(offsets) != len(latents):
+        arrays = dataset.arrays(index, *target.arrays)
+        told.append(target.offsets({name: _moments(arrays[name], latents, episodes, name) for name in target.arrays}))
+    points = torch.from_numpy(np.concatenate(told)).float()
+    still = torch.arange(2 * len(latents)) >= len(latents)
+    return torch.cat([latents, stills]), torch.cat([points, points]), still
+
+
+def _moments(array: np.ndarray, latents: Tensor, episodes: Episodes, name: str) -> np.ndarray:
+    """One row for each latent of an episode, of an array with one for each or one for each frame."""
+    count = len(latents) // len(episodes)
+    if len(array) not in (count, FRAMES_PER_ACTION * (count - 1) + 1):
         raise ValueError(
-            f"{config.data} tells of {len(offsets)} moments, expected {len(latents)}, one for each {FRAMES_PER_ACTION} "
+            f"{name} of {episodes.name} has {len(array)} rows, expected {count}, one for each {FRAMES_PER_ACTION} "
             "frames; record it at 5 Hz."
         )
-    still = torch.arange(2 * len(latents)) >= len(latents)
-    return torch.cat([latents, stills]), torch.cat([offsets, offsets]), still
+    return array[:: (len(array) - 1) // (count - 1)]
 
 
 @torch.no_grad()
-def _told(models: Sequence[TargetModel], latents: Tensor) -> Tensor:
-    return torch.cat([torch.stack([model(part) for model in models]).mean(0) for part in latents.split(512)])
+def _told(models: Sequence[TargetModel], latents: Tensor, num_dims: int) -> Tensor:
+    """Points (N, P, num_dims)."""
+    said = torch.cat([torch.stack([model(part) for model in models]).mean(0) for part in latents.split(512)])
+    return said.unflatten(1, (-1, num_dims))
 
 
 def _metres(places: Tensor, truth: Tensor) -> Tensor:
-    return (places - truth).norm(dim=-1)
+    """Metres (N,) between points, mean of those that belong together."""
+    return (places - truth).norm(dim=-1).mean(-1)
