@@ -228,8 +228,8 @@ class Recording:
             self._closed = True
 
     def _arrange(self) -> None:
-        """Send the arrangement of panels, where something new is there to show."""
-        if self._layout.changed:
+        """Send the arrangement of panels, where something new is there to show and somebody looks on."""
+        if self._layout.changed and self._stream.live:
             self._stream.arrange(self._layout.blueprint())
 
     def _name_curves(self) -> None:

@@ -44,20 +44,23 @@ class Stream:
     Args:
         name: of the application; viewers keep one arrangement of panels for each.
         target: as `Recording` takes it.
+
+    Attributes:
+        live: whether it goes to a viewer, which shows it as it comes.
     """
 
     def __init__(self, name: str, target: str) -> None:
         self._path: Path | None = None
         self._stamp: tuple[Clock, int] | None = None
-        live = target in ("spawn", "connect") or "://" in target
-        batches = None if live else rr.ChunkBatcherConfig(flush_tick=FILE_SECONDS)
+        self.live = target in ("spawn", "connect") or "://" in target
+        batches = None if self.live else rr.ChunkBatcherConfig(flush_tick=FILE_SECONDS)
         self._stream = rr.RecordingStream(name, batcher_config=batches)
         self._stream.set_log_time_enabled(False)
         self._stream.set_log_tick_enabled(False)
         if target == "spawn":
             limits = {"memory_limit": VIEWER_MEMORY, "server_memory_limit": SERVER_MEMORY}
             rr.spawn(executable_path=_viewer(), recording=self._stream, **limits)
-        elif live:
+        elif self.live:
             url = LOCAL_VIEWER if target == "connect" else target
             _check_listens(url)
             self._stream.connect_grpc(url)
