@@ -65,10 +65,8 @@ class Readings:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: str = "cpu") -> Readings:
-        """The models that `astra-env fit-target` or `fit-reward` wrote."""
-        folders = [Path(folder), *sorted(Path(folder).glob("head_*"))]
-        kind = TargetModel if (Path(folder) / TARGET_FILE).is_file() else RewardModel
-        return cls([kind.load(entry, torch.device(device)) for entry in folders])
+        """The models that `astra-env fit-target` and `fit-reward` wrote."""
+        return cls([kind.load(path.parent, torch.device(device)) for path, kind in _files(Path(folder))])
 
     def space(self, latents: Box) -> Box:
         """(D,)."""
@@ -82,6 +80,17 @@ class Readings:
         given, driven = torch.from_numpy(latents).to(device), torch.from_numpy(speeds).float().to(device)
         said = [part for model in self.models for part in _readings(model, given, driven)]
         return torch.cat([*said, driven[:, None] / SPEED], dim=1).cpu().numpy()
+
+
+def _files(folder: Path) -> list[tuple[Path, type[RewardModel] | type[TargetModel]]]:
+    """The files of a folder's models, in a fixed order."""
+    kinds = ((TARGET_FILE, TargetModel), (REWARD_FILE, RewardModel))
+    return [
+        (entry / name, kind)
+        for name, kind in kinds
+        for entry in (folder, *sorted(folder.glob("head_*")))
+        if (entry / name).is_file()
+    ]
 
 
 def _readings(model: RewardModel | TargetModel, latents: Tensor, speeds: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,8 +118,7 @@ def keep_models(source: Path, target: Path) -> None:
     Readings.load(source)
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    kind = TARGET_FILE if (source / TARGET_FILE).is_file() else REWARD_FILE
-    for path in sorted([source / kind, *source.glob(f"head_*/{kind}")]):
+    for path, _ in _files(source):
         kept = partial / path.relative_to(source)
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, kept)

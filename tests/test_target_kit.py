@@ -12,9 +12,11 @@ import torch
 from tiny import random_frames, save_checkpoint, seeded, tiny_world_model, write_dataset
 
 from astra_env.envs import REACHED
-from astra_env.envs.rewards import Place, Remembering, joined
+from astra_env.envs.reward_kit import LearnedReward
+from astra_env.envs.rewards import LANE, Lane, Place, Remembering, Reward, joined
 from astra_env.envs.target_kit import RememberedTarget, has_reward, load_reward
 from astra_env.models import WorldModel
+from astra_env.models.reward_model import RewardModel
 from astra_env.models.target_model import FILE_NAME, TargetModel
 from astra_env.training.fit_target import FitTargetConfig, fit_target, read_examples, train_target_model
 
@@ -118,6 +120,66 @@ def test_a_model_is_the_same_after_it_was_saved(models, tmp_path, state):
     (tmp_path / FILE_NAME).write_bytes(b"damaged")
     with pytest.raises(ValueError, match="truncated or damaged"):
         TargetModel.load(tmp_path)
+
+
+# Lanes
+
+
+def paid(state):
+    """A task that is always worth 0.8, and has failed in the last world."""
+    failed = torch.arange(len(state)) == len(state) - 1
+    return Reward(torch.full((len(state),), 0.8), failed, {}, torch.zeros(len(state), dtype=torch.bool))
+
+
+AHEAD = torch.tensor([[3.0, 0.0], [10.0, 0.0], [20.0, 10.0]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("place", "worth"),
+    [
+        ((0, 0, 0), 1.0),
+        ((5, LANE, 0), 0.5),
+        ((-4, -LANE, 0), 0.5),  # straight on behind the first point
+        ((15, 5, 0), 1.0),  # in the bend
+        ((17, 1.5, 0), 1 / (1 + (5.5 / LANE) ** 2 / 2)),
+        ((25, 5, 0), 1.0),  # beyond what was seen
+    ],
+)
+def test_a_lane_pays_for_its_middle_as_far_as_it_was_seen(state, place, worth):
+    reward = Lane(AHEAD, paid)(moved(state, place, place, place))
+    torch.testing.assert_close(reward.value, torch.full((3,), 0.8 * worth), atol=1e-5, rtol=0)
+    assert reward.done.tolist() == [False, False, True] and not reward.success.any()
+
+
+def test_lanes_of_one_task_are_joined(state):
+    lanes = [Lane(AHEAD + shift, paid) for shift in (0.0, 0.5, 1.0)]
+    together = joined(lanes)
+    assert isinstance(together, Lane)
+    expected = torch.cat([lane(state[row]).value for row, lane in enumerate(lanes)])
+    torch.testing.assert_close(together(state).value, expected)
+
+
+@torch.no_grad()
+def test_the_way_ahead_is_seen_from_the_car(state):
+    model = TargetModel(dim=8, latent_size=4, num_outputs=4).eval()
+    model.scale.fill_(1e-9)
+    model.centre.copy_(torch.tensor([4.0, 0.0, 8.0, 0.0]))
+    turned = moved(state, (1, 0, 0), (1, 0, 0), (1, 0, 0))
+    turned.poses[:, :2, :2] = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)  # to the left
+    target = RememberedTarget([model], paid)
+    torch.testing.assert_close(
+        target.targets(turned)[0], torch.tensor([[1.0, 4.0], [1.0, 8.0]], dtype=torch.float64), atol=1e-6, rtol=0
+    )
+    assert all(isinstance(reward, Lane) for reward in target.begun(turned))
+    torch.testing.assert_close(target(turned).value, torch.full((3,), 0.8))
+
+
+def test_a_folder_with_heads_and_a_way_ahead_holds_both(tmp_path):
+    RewardModel(dim=8, latent_size=4, num_flags=2).save(tmp_path)
+    assert isinstance(load_reward(tmp_path), LearnedReward)
+    TargetModel(dim=8, latent_size=4, num_outputs=12).save(tmp_path)
+    both = load_reward(tmp_path, pessimism=0.5)
+    assert isinstance(both, RememberedTarget) and isinstance(both.task, LearnedReward) and both.task.pessimism == 0.5
 
 
 # Fitting

@@ -114,10 +114,11 @@ def test_a_run_takes_along_what_its_policy_sees_by(checkpoint, heads, tmp_path, 
 
 def test_models_are_kept_without_what_lies_beside_them(heads, tmp_path):
     (heads / "notes.txt").write_text("not a model")
-    RewardModel(dim=8, latent_size=4).save(heads)  # of another kind
+    RewardModel(dim=8, latent_size=4).save(heads)
     keep_models(heads, tmp_path / "kept")
     kept = sorted(path.relative_to(tmp_path / "kept").as_posix() for path in (tmp_path / "kept").rglob("*.*"))
-    assert kept == ["head_1/target_model.safetensors", "target_model.safetensors"]
+    assert kept == ["head_1/target_model.safetensors", "reward_model.safetensors", "target_model.safetensors"]
+    assert [type(model) for model in Readings.load(tmp_path / "kept").models] == [TargetModel, TargetModel, RewardModel]
 
 
 def test_the_models_of_the_task_are_found(checkpoint, tmp_path):
