@@ -66,7 +66,8 @@ ENVIRONMENTS: dict[str, EnvironmentSpec] = {
         domain="driving",
         description="a car on roads with traffic, seen from its driver's place",
         rewards=f"{_LEARNED}the speed along the route as a share of 12 m/s; 1 on arrival, 0 off the road or touching "
-        "anything.",
+        "anything. It is divided by 1 + (d / 1.5)^2 at d metres from the middle of the lane, as far as that is seen at "
+        "the beginning.",
         episode_end="Terminates on arrival, which is a success, and off the road or touching anything, which are not.",
     ),
     "Astra-Sekai-v0": EnvironmentSpec(

@@ -48,6 +48,8 @@ class Target:
 
     arrays: tuple[str, ...]
     """Recorded arrays that tell it."""
+    near: float
+    """Metres within which a point counts as found."""
     offsets: Callable[[Mapping[str, np.ndarray]], np.ndarray]
     """From those arrays, of T moments, to points (T, P, 2 or 3): of end effectors along the axes of the poses, of
     vehicles as they see them."""
@@ -56,9 +58,10 @@ class Target:
 TARGETS: dict[str, Target] = {
     "Astra-RT1-Reach-v0": Target(
         ("measured_poses", "objects"),
+        REACHED,
         lambda told: (told["objects"][:, 0] - told["measured_poses"][:, :3, 3])[:, None],
     ),
-    "Astra-NuScenes-v0": Target(("route",), lambda told: told["route"]),
+    "Astra-NuScenes-v0": Target(("route",), 0.5, lambda told: told["route"]),
 }
 """Id -> what a model that was learned from recordings tells the place of, to be remembered in dreams."""
 

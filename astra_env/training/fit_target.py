@@ -24,9 +24,6 @@ from astra_env.training.episodes import FRAMES_PER_ACTION, Episodes, encode_epis
 from astra_env.training.fit_goal import encode_stills
 from astra_env.writing import write_json
 
-NEAR = 0.05
-"""Metres within which a target counts as found."""
-
 
 @dataclass(frozen=True)
 class FitTargetConfig:
@@ -57,19 +54,19 @@ class FitTargetConfig:
 def fit_target(config: FitTargetConfig) -> dict[str, float]:
     """Write OUT/target_model.safetensors, further models in OUT/head_I, and OUT/targets.json, which it returns.
 
-    It tells, on held-out episodes, how many metres the target is from where it is thought to be (mean of all moments),
-    in what share of them it is found within ``NEAR``, the same where one still picture is all that is seen, and how far
-    always guessing the mean would be off.
+    It tells, on held-out episodes, how many metres the target is from where it is thought to be (mean of all moments
+    and points), in what share of them it is found as nearly as `Target.near` says, the same where one still picture is
+    all that is seen, and how far always guessing the mean would be off.
     """
     began = time.perf_counter()
     world_model = WorldModel.from_pretrained(config.world_model)
     train, heldout = (read_examples(config, world_model, split) for split in ("train", "heldout"))
     models = [train_target_model(train, config, index) for index in range(config.num_heads)]
-    guess = train[1].mean(0)
+    guess, near = train[1].mean(0), TARGETS[config.task].near
     report = {"num_latents": float(len(heldout[0])), "metres_guessing": _metres(guess, heldout[1]).mean().item()}
     for name, part in (("recorded", ~heldout[2]), ("still", heldout[2])):
         errors = _metres(_told(models, heldout[0][part], guess.shape[-1]), heldout[1][part])
-        report |= {f"{name}_metres_error": errors.mean().item(), f"{name}_found": (errors < NEAR).float().mean().item()}
+        report |= {f"{name}_metres_error": errors.mean().item(), f"{name}_found": (errors < near).float().mean().item()}
     report |= {"num_heads": config.num_heads, "seconds": round(time.perf_counter() - began, 1)}
     out = Path(config.out)
     for index, model in enumerate(models):
@@ -142,5 +139,5 @@ def _told(models: Sequence[TargetModel], latents: Tensor, num_dims: int) -> Tens
 
 
 def _metres(places: Tensor, truth: Tensor) -> Tensor:
-    """Metres (N,) between points, mean of those that belong together."""
-    return (places - truth).norm(dim=-1).mean(-1)
+    """Metres (N, P) between points."""
+    return (places - truth).norm(dim=-1)
