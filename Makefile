@@ -53,7 +53,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(INSTALL) -e '.[dev,rl,benchmark,human,wan,training,manipulation]'
+	$(INSTALL) -e '.[dev,rl,benchmark,human,play,wan,training,manipulation]'
 	@touch $@
 
 # Simulators carry stale pins on other packages but run beside their current versions: what they really need
