@@ -21,10 +21,20 @@ _SUPERSAMPLE = 2
 
 def make_renderer(model: mujoco.MjModel) -> mujoco.Renderer:
     """A renderer of larger pictures than `smooth_picture` returns, without shadows and reflections."""
+    _wake_display()
     renderer = mujoco.Renderer(model, FRAME_SIZE * _SUPERSAMPLE, FRAME_SIZE * _SUPERSAMPLE)
     for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
         renderer.scene.flags[flag] = 0
     return renderer
+
+
+def _wake_display() -> None:
+    """MuJoCo opens its display once; another engine of the process may have ended it since then."""
+    if os.environ["MUJOCO_GL"] == "egl":
+        from mujoco import egl
+
+        if egl.EGL_DISPLAY is not None:
+            egl.EGL.eglInitialize(egl.EGL_DISPLAY, None, None)
 
 
 def smooth_picture(renderer: mujoco.Renderer) -> np.ndarray:
