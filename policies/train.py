@@ -49,7 +49,7 @@ class TrainPolicyConfig:
     read_by: str | None = flag(
         None, "folder of models by whose readings the policy sees latents; the latents themselves"
     )
-    reward: str | None = flag(None, "folder that `astra-env fit-reward` or `fit-target` wrote; the world's own reward")
+    reward: str | None = flag(None, "'task' or a folder: what tells the reward with pessimism; the world's own reward")
     pessimism: float = flag(1.0, "standard deviations of those heads that count against what they say")
     num_worlds: int = flag(16, "worlds at once")
     steps: int = flag(100_000, "of all worlds together")
@@ -181,7 +181,8 @@ def _world_options(config: TrainPolicyConfig) -> dict[str, Any]:
     options: dict[str, Any] = {name: getattr(config, name) for name in ("world_model", "observation", "device")}
     if config.reward is not None:
         told: dict[str, Any] = {"pessimism": config.pessimism, "ends": not ENVIRONMENTS[config.environment].dwells}
-        options["reward"] = load_reward(config.reward, config.device, **told)
+        folder = _task_folder(config) if config.reward == "task" else config.reward
+        options["reward"] = load_reward(folder, config.device, **told)
     return options
 
 

@@ -171,6 +171,11 @@ def test_a_reward_of_heads_is_learned_from(config, tmp_path):
     np.testing.assert_allclose(rewards, (1 - 0.95) * expected.value, atol=1e-6)
 
 
+def test_the_models_of_the_task_tell_the_reward_with_pessimism(config):
+    env = make_worlds(completed(dataclasses.replace(config, reward="task", pessimism=3.0)))
+    assert env.get_attr("reward_function")[0].pessimism == 3
+
+
 def test_every_evaluation_leaves_a_policy_that_is_known_by_its_file(config, tmp_path, checkpoint):
     train_policy(dataclasses.replace(config, algorithm="ppo"))
     files = sorted((tmp_path / "run" / "checkpoints").iterdir())
