@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -184,15 +185,16 @@ def test_a_viewer_elsewhere_gets_what_a_file_would(tmp_path):
     with pytest.raises(ConnectionError, match=f"no Rerun viewer answers at {re.escape(url)}"):
         Recording(url)
     server = [sys.executable, "-m", "rerun", "--serve-grpc", "--bind", "127.0.0.1", "--port", str(port), "--save"]
-    listening = subprocess.Popen([*server, saved], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    listening = subprocess.Popen([*server, saved], **quiet)
     try:
         wait_until(lambda: listens(port))
         with Recording(url, modality=MODALITY) as recording:
             recording.log_frames({"imagined": frames(3, size=256)})
         wait_until(lambda: saved.stat().st_size > 200_000)  # noise does not shrink
     finally:
-        listening.send_signal(signal.SIGINT)
-        listening.wait()
+        os.killpg(listening.pid, signal.SIGKILL)  # the program that it started, too
+        listening.wait(timeout=30)
     with warnings.catch_warnings(action="ignore"):  # it was cut off
         assert len(read(saved)["frames/imagined"]) == 3
 
