@@ -15,13 +15,13 @@ socket.onmessage = ({ data }) => (typeof data === "string" ? hear(JSON.parse(dat
 socket.onclose = () => problem("The connection has ended; reload the page for a new world.");
 const send = (message) => socket.readyState === WebSocket.OPEN && socket.send(JSON.stringify(message));
 
+let turn = Promise.resolve(); // pictures are decoded beside each other; all that comes is shown in order
 function hear(news) {
   if (news.type === "hello") begin(news);
   if (news.type === "problem") problem(news.text);
-  if (news.type === "saved") showSaved(news);
+  if (news.type === "saved") turn = turn.then(() => showSaved(news));
 }
 
-let turn = Promise.resolve(); // pictures are decoded beside each other but shown in order
 function receive(data) {
   const unpacked = unpack(data);
   turn = turn.then(async () => {
