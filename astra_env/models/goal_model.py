@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from astra_env.models.heads import read_head, save_head
 
 FILE_NAME = "goal_model.safetensors"
 CELLS = 4
@@ -62,22 +62,12 @@ class GoalModel(nn.Module):
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the weights beside a checkpoint's others."""
-        partial = Path(folder) / (FILE_NAME + ".partial")
-        save_file({key: value.contiguous() for key, value in self.state_dict().items()}, partial)
-        os.replace(partial, Path(folder) / FILE_NAME)
+        save_head(self, Path(folder) / FILE_NAME)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> GoalModel:
         """Read what `save` wrote; sizes follow from the weights."""
-        path = Path(folder) / FILE_NAME
-        try:
-            weights = load_file(path)
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{folder} has no {FILE_NAME}; learn one from recorded episodes with astra-env fit-goal."
-            ) from None
-        except SafetensorError as error:
-            raise ValueError(f"{path} cannot be read ({error}); it is truncated or damaged, copy it again.") from error
+        weights, _ = read_head(Path(folder) / FILE_NAME, "learn one from recorded episodes with astra-env fit-goal")
         matches, first = "embed.0.weight" in weights, weights["features.0.weight"]
         channels = weights["embed.0.weight"].shape[1] if matches else first.shape[1] // 2
         model = cls(channels, len(first), matches=matches)

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from astra_env.models.heads import latent_layers, layer_sizes, read_head, save_head
 
 FILE_NAME = "reward_model.safetensors"
 SPEED = 10.0
@@ -34,18 +34,7 @@ class RewardModel(nn.Module):
     ) -> None:
         super().__init__()
         self.reads_speed = reads_speed
-        self.features = nn.Sequential(
-            nn.Conv2d(latent_channels + reads_speed, dim, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(dim, dim, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(dim, dim, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Flatten(),
-            nn.Linear(dim * ((latent_size + 1) // 2) ** 2, 128),
-            nn.SiLU(),
-            nn.Linear(128, 1 + num_flags),
-        )
+        self.features = latent_layers(latent_channels + reads_speed, dim, latent_size, 1 + num_flags)
 
     def forward(self, latents: Tensor, speeds: Tensor | None = None) -> tuple[Tensor, ...]:
         """All outputs are differentiable, for planners that follow gradients.
@@ -67,25 +56,14 @@ class RewardModel(nn.Module):
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the weights beside a checkpoint's others."""
-        partial = Path(folder) / (FILE_NAME + ".partial")
-        told = {"reads_speed": json.dumps(self.reads_speed)}
-        save_file({key: value.contiguous() for key, value in self.state_dict().items()}, partial, metadata=told)
-        os.replace(partial, Path(folder) / FILE_NAME)
+        save_head(self, Path(folder) / FILE_NAME, {"reads_speed": json.dumps(self.reads_speed)})
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: torch.device) -> RewardModel:
         """Read what `save` wrote; sizes follow from the weights."""
-        path = Path(folder) / FILE_NAME
-        try:
-            with safe_open(path, framework="pt") as file:
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
-                reads_speed = json.loads((file.metadata() or {}).get("reads_speed", "false"))
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{folder} has no {FILE_NAME}; this world cannot give the task's reward.") from None
-        except SafetensorError as error:
-            raise ValueError(f"{path} cannot be read ({error}); it is truncated or damaged, copy it again.") from error
-        dim, channels = weights["features.0.weight"].shape[:2]
-        size = round((weights["features.7.weight"].shape[1] / dim) ** 0.5) * 2
+        weights, metadata = read_head(Path(folder) / FILE_NAME, "this world cannot give the task's reward")
+        reads_speed = json.loads(metadata.get("reads_speed", "false"))
+        channels, dim, size = layer_sizes(weights)
         num_flags = len(weights["features.9.bias"]) - 1
         model = cls(channels - reads_speed, dim, size, num_flags, reads_speed=reads_speed)
         model.load_state_dict(weights)

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from astra_env.models.heads import latent_layers, layer_sizes, read_head, save_head
 
 FILE_NAME = "target_model.safetensors"
 
@@ -21,18 +21,7 @@ class TargetModel(nn.Module):
 
     def __init__(self, latent_channels: int = 16, dim: int = 64, latent_size: int = 8, num_outputs: int = 3) -> None:
         super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(latent_channels, dim, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(dim, dim, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(dim, dim, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Flatten(),
-            nn.Linear(dim * ((latent_size + 1) // 2) ** 2, 128),
-            nn.SiLU(),
-            nn.Linear(128, num_outputs),
-        )
+        self.features = latent_layers(latent_channels, dim, latent_size, num_outputs)
         self.register_buffer("centre", torch.zeros(num_outputs))  # metres that the layers take for 0
         self.register_buffer("scale", torch.ones(num_outputs))  # and those that they take for 1
 
@@ -46,24 +35,12 @@ class TargetModel(nn.Module):
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the weights into a folder."""
-        partial = Path(folder) / (FILE_NAME + ".partial")
-        save_file({key: value.contiguous() for key, value in self.state_dict().items()}, partial)
-        os.replace(partial, Path(folder) / FILE_NAME)
+        save_head(self, Path(folder) / FILE_NAME)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> TargetModel:
         """Read what `save` wrote; sizes follow from the weights."""
-        path = Path(folder) / FILE_NAME
-        try:
-            weights = load_file(path)
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{folder} has no {FILE_NAME}; learn one from recorded episodes with astra-env fit-target."
-            ) from None
-        except SafetensorError as error:
-            raise ValueError(f"{path} cannot be read ({error}); it is truncated or damaged, copy it again.") from error
-        dim, channels = weights["features.0.weight"].shape[:2]
-        size = round((weights["features.7.weight"].shape[1] / dim) ** 0.5) * 2
-        model = cls(channels, dim, size, len(weights["scale"]))
+        weights, _ = read_head(Path(folder) / FILE_NAME, "learn one from recorded episodes with astra-env fit-target")
+        model = cls(*layer_sizes(weights), len(weights["scale"]))
         model.load_state_dict(weights)
         return model.to(device).eval().requires_grad_(False)
