@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -35,6 +36,20 @@ def make(checkpoint):
         return gymnasium.make(options.pop("id", "Astra-RT1-v0"), world_model=checkpoint, device="cpu", **options)
 
     return make_env
+
+
+@pytest.fixture
+def run_pages(checkpoint, tmp_path):
+    """Runs a scenario of pages against a server of `astra-env play` over the tiny checkpoint."""
+    from play_pages import CAR, run_scenario
+
+    from astra_env.play.server import PlayConfig
+
+    def run(scenario: Callable[..., Awaitable[None]], **config: Any) -> None:
+        options = {"world_model": checkpoint, "device": "cpu"}
+        run_scenario(scenario, PlayConfig(CAR, options, out=str(tmp_path / "out"), **config))
+
+    return run
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,13 @@ import sys
 import pytest
 from tiny import write_dataset
 
-from astra_env.cli import COMMANDS, main
+import astra_env.cli
+import benchmarks.cli
+import policies.cli
+from astra_env.cli import main
 from astra_env.envs import ENVIRONMENTS
+
+PROGRAMS = {"astra-env": astra_env.cli, "astra-policy": policies.cli, "astra-bench": benchmarks.cli}
 
 
 def test_list_names_every_environment_with_fields_and_units(capsys):
@@ -18,22 +23,25 @@ def test_list_names_every_environment_with_fields_and_units(capsys):
     assert all(word in printed for word in ("dx", "-0.05 to 0.05", "gripper", "rad", "robot base", "5 Hz"))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(capsys, command):
+@pytest.mark.parametrize(
+    ("program", "command"), [(name, word) for name in PROGRAMS for word in PROGRAMS[name].COMMANDS]
+)
+def test_every_command_of_every_program_has_help(capsys, program, command):
     with pytest.raises(SystemExit) as exit_info:
-        main([command, "--help"])
+        PROGRAMS[program].main([command, "--help"])
     assert exit_info.value.code == 0
-    assert COMMANDS[command].help.split(";")[0][:40] in capsys.readouterr().out
+    assert PROGRAMS[program].COMMANDS[command].help.split(";")[0][:40] in capsys.readouterr().out
 
 
-def test_help_loads_no_heavy_library():
-    script = """
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_loads_no_heavy_library(program):
+    script = f"""
 import sys
-from astra_env.cli import main
+from {PROGRAMS[program].__name__} import main
 try:
     main(["--help"])
 except SystemExit:
-    assert "torch" not in sys.modules
+    assert not {{"torch", "stable_baselines3"}} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
 

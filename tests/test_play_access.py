@@ -8,22 +8,12 @@ import sys
 
 import aiohttp
 import pytest
-from play_pages import CAR, run_scenario
+from play_pages import CAR
 
 from astra_env.cli import main
-from astra_env.play.server import PlayConfig
 
 
-@pytest.fixture
-def run(checkpoint, tmp_path):
-    """Runs a scenario over the tiny checkpoint."""
-    options = {"world_model": checkpoint, "device": "cpu"}
-    return lambda scenario, **config: run_scenario(
-        scenario, PlayConfig(CAR, options, out=str(tmp_path / "out"), **config)
-    )
-
-
-def test_there_is_room_for_so_many_and_who_is_away_leaves(run):
+def test_there_is_room_for_so_many_and_who_is_away_leaves(run_pages):
     async def scenario(client, open_page):
         page = await open_page()
         await page.heard("hello")
@@ -34,10 +24,10 @@ def test_there_is_room_for_so_many_and_who_is_away_leaves(run):
         assert (await client.get("/files/gone/x.rrd")).status == 404
         await (await open_page()).heard("hello")
 
-    run(scenario, max_visitors=1, idle_seconds=0.5)
+    run_pages(scenario, max_visitors=1, idle_seconds=0.5)
 
 
-def test_wrong_messages_are_one_sentence_each(run):
+def test_wrong_messages_are_one_sentence_each(run_pages):
     async def scenario(client, open_page):
         page = await open_page()
         await page.stand_still()
@@ -54,10 +44,10 @@ def test_wrong_messages_are_one_sentence_each(run):
         await page.websocket.send_str(" " * 20_000)
         await page.ended()
 
-    run(scenario)
+    run_pages(scenario)
 
 
-def test_pages_of_other_sites_are_turned_away(run):
+def test_pages_of_other_sites_are_turned_away(run_pages):
     async def scenario(client, open_page):
         host = f"127.0.0.1:{client.port}"
         for headers, status in (
@@ -79,7 +69,7 @@ def test_pages_of_other_sites_are_turned_away(run):
             assert (await client.get(path)).status == 404
         assert (await client.get("/page/play.js")).status == 200
 
-    run(scenario)
+    run_pages(scenario)
 
 
 def failing(capsys, *arguments: str) -> str:

@@ -9,25 +9,15 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
-from play_pages import CAR, file_of, run_scenario
+from play_pages import CAR, file_of
 
 from astra_env.datasets import load_dataset
 from astra_env.play import visitor as visitors
 from astra_env.play.packets import MAX_UPLOAD, encode_pictures
-from astra_env.play.server import PlayConfig
 from astra_env.play.world import PlayWorld
 
 
-@pytest.fixture
-def run(checkpoint, tmp_path):
-    """Runs a scenario over the tiny checkpoint."""
-    options = {"world_model": checkpoint, "device": "cpu"}
-    return lambda scenario, **config: run_scenario(
-        scenario, PlayConfig(CAR, options, out=str(tmp_path / "out"), **config)
-    )
-
-
-def test_a_page_is_told_all_it_needs_and_shown_what_its_keys_do(run):
+def test_a_page_is_told_all_it_needs_and_shown_what_its_keys_do(run_pages):
     async def scenario(client, open_page):
         page = await open_page()
         hello = await page.heard("hello")
@@ -41,10 +31,10 @@ def test_a_page_is_told_all_it_needs_and_shown_what_its_keys_do(run):
         assert len(pictures) == 4 and all(file[:2] == b"\xff\xd8" for file in pictures)
         assert len(page.header["latency"]) == 2
 
-    run(scenario)
+    run_pages(scenario)
 
 
-def test_time_stands_still_goes_on_and_back(run):
+def test_time_stands_still_goes_on_and_back(run_pages):
     async def scenario(client, open_page):
         page = await open_page()
         await page.stand_still()
@@ -61,10 +51,10 @@ def test_time_stands_still_goes_on_and_back(run):
         await page.ask("play", on=True)
         await page.until(lambda: page.told["step"] >= 2)
 
-    run(scenario)
+    run_pages(scenario)
 
 
-def test_forks_are_shown_beside_each_other(run):
+def test_forks_are_shown_beside_each_other(run_pages):
     async def scenario(client, open_page):
         page = await open_page()
         await page.stand_still()
@@ -80,10 +70,10 @@ def test_forks_are_shown_beside_each_other(run):
         await page.until(lambda: len(page.header["branches"]) == 1)
         assert page.told["heading"] == right["heading"]
 
-    run(scenario)
+    run_pages(scenario)
 
 
-def test_a_slow_page_gets_the_newest_pictures_and_stalls_nothing(run, monkeypatch):
+def test_a_slow_page_gets_the_newest_pictures_and_stalls_nothing(run_pages, monkeypatch):
     monkeypatch.setattr(PlayWorld, "chunk_seconds", 0.02)
 
     async def scenario(client, open_page):
@@ -98,10 +88,10 @@ def test_a_slow_page_gets_the_newest_pictures_and_stalls_nothing(run, monkeypatc
         assert slow.told["step"] > 20 and slow.header["dropped"] > 15
         assert slow.header["number"] == visitors.IN_FLIGHT + 1
 
-    run(scenario)
+    run_pages(scenario)
 
 
-def test_a_pressed_key_does_not_wait_for_its_turn(run, monkeypatch):
+def test_a_pressed_key_does_not_wait_for_its_turn(run_pages, monkeypatch):
     monkeypatch.setattr(PlayWorld, "chunk_seconds", 3.0)
 
     async def scenario(client, open_page):
@@ -118,10 +108,10 @@ def test_a_pressed_key_does_not_wait_for_its_turn(run, monkeypatch):
             await page.websocket.receive(timeout=0.5)
         assert page.told["step"] == step
 
-    run(scenario)
+    run_pages(scenario)
 
 
-def test_visitors_do_not_disturb_each_other(run, checkpoint):
+def test_visitors_do_not_disturb_each_other(run_pages, checkpoint):
     alone = PlayWorld(CAR, world_model=checkpoint, device="cpu")
     alone.reset(3)
 
@@ -137,7 +127,7 @@ def test_visitors_do_not_disturb_each_other(run, checkpoint):
         await pages[1].websocket.close()
         assert (await pages[0].step())["step"] == 4
 
-    run(scenario, seed=3)
+    run_pages(scenario, seed=3)
 
 
 class Pondering:
@@ -151,7 +141,7 @@ class Pondering:
         return self.action
 
 
-def test_a_slow_policy_keeps_nobody_else_waiting(run):
+def test_a_slow_policy_keeps_nobody_else_waiting(run_pages):
     name = f"{__name__}:Pondering"
 
     async def scenario(client, open_page):
@@ -167,10 +157,10 @@ def test_a_slow_policy_keeps_nobody_else_waiting(run):
         await slow.until(lambda: slow.told["step"] == 1)
         assert slow.told["by"] == name and time.perf_counter() - began > 1.4
 
-    run(scenario, players=(name,))
+    run_pages(scenario, players=(name,))
 
 
-def test_a_picture_of_ones_own_is_a_start(run):
+def test_a_picture_of_ones_own_is_a_start(run_pages):
     async def scenario(client, open_page):
         page = await open_page()
         hello = await page.heard("hello")
@@ -189,10 +179,10 @@ def test_a_picture_of_ones_own_is_a_start(run):
         assert small.status == 200 and "at least 32, 32" in (await page.heard("problem"))["text"]
         assert (await page.step(left=1))["step"] == 1
 
-    run(scenario)
+    run_pages(scenario)
 
 
-def test_what_is_recorded_can_be_downloaded(run, tmp_path):
+def test_what_is_recorded_can_be_downloaded(run_pages, tmp_path):
     async def scenario(client, open_page):
         page = await open_page()
         await page.ask("save")
@@ -210,7 +200,7 @@ def test_what_is_recorded_can_be_downloaded(run, tmp_path):
             (tmp_path / file["name"]).write_bytes(await answer.read())
         assert (await client.get(f"/{file['url']}x")).status == 404
 
-    run(scenario)
+    run_pages(scenario)
     zipfile.ZipFile(next(tmp_path.glob("*.zip"))).extractall(tmp_path / "set")
     (clip,) = load_dataset("lerobot", tmp_path / "set")
     np.testing.assert_allclose(clip.actions[[0, -1], 0], [0.6, -0.6], atol=1e-6)

@@ -200,17 +200,8 @@ def test_every_policy_is_measured_once_and_shown(checkpoint, tmp_path, stage):
 def test_the_setting_of_a_run_is_told(checkpoint, tmp_path, stage):
     run = tmp_path / ID / "simulator"
     (run / "checkpoints").mkdir(parents=True)
-    names = (
-        "algorithm",
-        "where",
-        "observation",
-        "episode_steps",
-        "num_worlds",
-        "gamma",
-        "learning_rate",
-        "seed",
-        "read_by",
-    )
+    names = ("algorithm", "where", "observation", "episode_steps", "num_worlds")
+    names += ("gamma", "learning_rate", "seed", "read_by")
     (run / "policy_config.json").write_text(json.dumps(dict.fromkeys(names, "told") | {"out": "elsewhere"}))
     for step in (8, 16):
         (run / "checkpoints" / f"{step}.zip").touch()
