@@ -105,3 +105,18 @@ def test_uploads_are_read_upright_and_bounded():
             read_upload(content)
     with pytest.raises(ValueError, match="no picture"):
         read_upload(file_of(picture, "PNG")[:60])
+
+
+@pytest.mark.filterwarnings("ignore:::PIL")
+def test_damaged_uploads_are_told_in_our_words():
+    told, exif = set(), Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a picture"
+    for kind in ("JPEG", "PNG"):
+        whole = file_of(Image.new("RGB", (4, 4)), kind, exif=exif)
+        for place in range(120):
+            for wrong in (8, 24, 63):
+                try:
+                    read_upload(whole[:place] + bytes([wrong]) + whole[place + 1 :])
+                except ValueError as error:
+                    told.add(str(error)[:30])
+    assert told == {"This is no picture that can be"}
