@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from rrd import numbers, read
 from test_prompts import IMAGE, TEXT_DIM, Words
 from tiny import tiny_world_model
 
@@ -11,12 +12,14 @@ from astra_env.actions import DISCRETE_ACTIONS
 from astra_env.datasets import load_dataset
 from astra_env.envs import ENVIRONMENTS
 from astra_env.play import timeline
+from astra_env.play import world as play_world
 from astra_env.play.controls import Controls, nearest_choice
 from astra_env.play.players import find_player
 from astra_env.play.timeline import Timeline
 from astra_env.play.world import HELD, YOU, PlayWorld
 
 CAR = "Astra-NuScenes-v0"
+PLANNER = "policies.mpc:MPCPolicy"
 LEFT = np.array([0.3, 1.0], np.float32)
 
 
@@ -130,6 +133,13 @@ class Circling:
         return np.array([0.1 * self.steps, 0.0], np.float32)
 
 
+class Demanding:
+    """A policy that wants more than the environment."""
+
+    def __init__(self, env, more):
+        pass
+
+
 def braking(observation):
     return np.array([0.0, -1.0], np.float32)
 
@@ -140,13 +150,13 @@ def breaking(observation):
 
 def test_policies_act_each_for_its_branch(play):
     name = f"{__name__}:Circling"
-    world = play(CAR, name, f"{__name__}:braking", f"{__name__}:breaking", "random", "policies.mpc:MPCPolicy")
+    world = play(CAR, name, f"{__name__}:braking", f"{__name__}:breaking", "random", PLANNER, f"{__name__}:Demanding")
     world.choose(0, name)
     world.step(LEFT)
     world.fork(name)
     world.step(LEFT)
     np.testing.assert_allclose([told["action"][0] for told in world.told()], [0.2, 0.1])
-    for by in (f"{__name__}:braking", "random", "policies.mpc:MPCPolicy"):
+    for by in (f"{__name__}:braking", "random", PLANNER):
         world.choose(1, by)
         world.step(LEFT)
         assert world.told()[1]["action"] != LEFT.tolist()
@@ -155,6 +165,9 @@ def test_policies_act_each_for_its_branch(play):
     with pytest.raises(ValueError, match=r"breaking has failed: KeyError\('compass'\)"):
         world.step(LEFT)
     assert digests(world) == before  # neither branch has gone on
+    with pytest.raises(ValueError, match=r"Demanding cannot act here: TypeError"):
+        world.fork(f"{__name__}:Demanding")
+    assert digests(world) == before
 
 
 @pytest.mark.parametrize("name", ["nowhere:act", "astra_env.play.world:YOU", "math:missing", "?"])
@@ -193,13 +206,79 @@ def test_what_is_recorded_reads_back(play, tmp_path):
     assert world.takes == [] and world.take is None
 
 
-def test_recording_stops_where_it_would_be_too_large(play, monkeypatch):
+def steering(entities, prefix: str = "") -> list[float]:
+    return numbers(entities, f"{prefix}action/steering")
+
+
+def test_what_was_undone_is_recorded_as_a_fork(play, tmp_path):
     world = play()
-    monkeypatch.setattr(timeline, "TAKE_BYTES", 3 * world.main.now.info["frames"].nbytes)
     world.record(True)
-    for _ in range(6):
+    for _ in range(4):
         world.step(LEFT)
-    assert world.take is None and [len(take.moments) for take in world.takes] == [4]
+    world.go(1)
+    assert world.recorded() == {"steps": 1, "episodes": 0}
+    world.go(2)
+    for _ in range(2):
+        world.step(-LEFT)
+    world.go(3)
+    entities = read(world.save(tmp_path / "set").rerun)
+    np.testing.assert_allclose(steering(entities), [0.3, 0.3, -0.3], atol=1e-6)
+    np.testing.assert_allclose(steering(entities, "forks/1/"), [0.3, 0.3], atol=1e-6)
+    np.testing.assert_allclose(steering(entities, "forks/2/"), [-0.3], atol=1e-6)
+    times = {name: [row.step for row in entities[f"{name}action/steering"]] for name in ("", "forks/1/", "forks/2/")}
+    assert times == {"": [0, 1, 2], "forks/1/": [2, 3], "forks/2/": [3]}
+    assert [row.frame for row in entities["forks/1/frames/imagined"]] == list(range(12, 20))
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_the_world_that_is_kept_is_the_episode_and_the_other_one_a_fork(play, tmp_path, keep):
+    world = play()
+    world.step(LEFT)
+    world.record(True)
+    world.step(LEFT)
+    world.fork(HELD)
+    world.step(-LEFT)
+    world.join(keep)
+    world.step(-LEFT)
+    saved = world.save(tmp_path / "set")
+    (clip,) = load_dataset("lerobot", saved.dataset)
+    ways = ([0.3, -0.3, -0.3], [0.3, 0.3, 0.3])
+    np.testing.assert_allclose(clip.actions[::4, 0], ways[keep], atol=1e-6)
+    entities = read(saved.rerun)
+    np.testing.assert_allclose(steering(entities), ways[keep], atol=1e-6)
+    np.testing.assert_allclose(steering(entities, "forks/1/"), ways[1 - keep][1:2], atol=1e-6)
+
+
+def test_a_fork_that_began_before_its_recording_is_one_from_the_start(play, tmp_path):
+    world = play()
+    world.fork(HELD)
+    world.step(LEFT)
+    world.record(True)
+    world.step(-LEFT)
+    world.record(False)
+    world.record(True)
+    world.step(LEFT)
+    entities = read(world.save(tmp_path / "set").rerun)
+    np.testing.assert_allclose(steering(entities), [-0.3, 0.3], atol=1e-6)
+    for prefix in ("forks/1/", "forks/2/"):
+        np.testing.assert_allclose(steering(entities, prefix), [0.0], atol=1e-6)
+    *shown, black = entities["forks/1/frames/imagined"]  # the next episode begins
+    assert [row.frame for row in shown] == [4, 5, 6, 7] and black.frame > 7
+
+
+def test_recording_stops_where_it_would_be_too_large(play, monkeypatch, tmp_path):
+    world = play()
+    monkeypatch.setattr(play_world, "TAKE_BYTES", 5 * world.main.now.info["frames"].nbytes)
+    for _ in range(2):
+        world.record(True)
+        for _ in range(4):
+            world.step(LEFT)
+    assert world.take is None and [len(take.moments) for take in world.takes] == [5, 3]
+    with pytest.raises(ValueError, match="save them first"):
+        world.record(True)
+    world.save(tmp_path / "set")
+    world.record(True)
+    assert world.recorded() == {"steps": 0, "episodes": 0}
 
 
 # Words

@@ -11,6 +11,7 @@ import numpy as np
 
 from astra_env.envs.env import AstraEnv
 from astra_env.envs.export import clip_of, export
+from astra_env.play.take import Take
 from astra_env.play.timeline import Moment
 from astra_env.visualization import Recording
 from astra_env.visualization.wrappers import WorldLog
@@ -27,12 +28,12 @@ class Saved:
     rerun: Path
 
 
-def save_takes(env: AstraEnv, takes: Sequence[Sequence[Moment]], path: Path) -> Saved:
-    """Write episodes as PATH (a LeRobot data set), PATH.zip and PATH.rrd.
+def save_takes(env: AstraEnv, takes: Sequence[Take], path: Path) -> Saved:
+    """Write episodes as PATH (a LeRobot data set), PATH.zip and PATH.rrd, which tells of their forks too.
 
     Args:
         env: in which they were imagined.
-        takes: the moments of each episode, two or more.
+        takes: the episodes, of a step or more each.
         path: a new folder.
 
     Raises:
@@ -41,7 +42,7 @@ def save_takes(env: AstraEnv, takes: Sequence[Sequence[Moment]], path: Path) -> 
     if not takes:
         raise ValueError("Nothing is recorded yet; press Record and go on for a step at least.")
     clips = [
-        clip_of(env, [take[0].info, *(moment.info for moment in take[1:])], _actions(take), f"{path.name}, {index}")
+        clip_of(env, [moment.info for moment in take.moments], _actions(take.moments), f"{path.name}, {index}")
         for index, take in enumerate(takes)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,17 +53,42 @@ def save_takes(env: AstraEnv, takes: Sequence[Sequence[Moment]], path: Path) -> 
     return Saved(path, archive, _save_rerun(env, takes, path.with_name(f"{path.name}.rrd"), clips[0].fps))
 
 
-def _actions(take: Sequence[Moment]) -> np.ndarray:
+def _actions(moments: Sequence[Moment]) -> np.ndarray:
     """Physical actions (N, A) between the N + 1 moments."""
-    return np.stack([moment.action for moment in take[1:] if moment.action is not None])
+    return np.stack([moment.action for moment in moments[1:] if moment.action is not None])
 
 
-def _save_rerun(env: AstraEnv, takes: Sequence[Sequence[Moment]], path: Path, fps: float) -> Path:
-    """All episodes one after another on one time line."""
+def _save_rerun(env: AstraEnv, takes: Sequence[Take], path: Path, fps: float) -> Path:
+    """All episodes one after another, their forks beside them from where they part on, each under a name of its own."""
+    rate = fps / env.world_model.chunk_frames
     with Recording(path, modality=env.action_modality, fps=fps) as recording:
-        log = WorldLog(recording, discrete=False, chunks_per_s=fps / env.world_model.chunk_frames)
+        log, forks = WorldLog(recording, False, rate), list[Recording]()
         for take in takes:
-            log.begin(take[0].info, {})
-            for moment in take[1:]:
-                log.step(moment.action, moment.reward, moment.info)
+            log.begin(take.moments[0].info, {})
+            for fork in forks:
+                fork.clock = recording.clock
+                fork.clear()
+            parts = [_parting(take.moments, moments) for moments in take.forks]
+            for index, moment in enumerate(take.moments):
+                if index:
+                    log.step(moment.action, moment.reward, moment.info)
+                for moments, part in zip(take.forks, parts, strict=True):
+                    if part == index and len(moments) > part + 1:
+                        forks.append(_log_fork(recording.fork(f"{len(forks) + 1}"), moments[part + 1 :], rate))
+            recording.clock = max((log.clock for log in (recording, *forks)), key=lambda clock: clock.num_frames)
     return path
+
+
+def _parting(trunk: Sequence[Moment], fork: Sequence[Moment]) -> int:
+    """The index of the last moment that both have in common; 0 where they have none."""
+    same = [one is other for one, other in zip(trunk, fork, strict=False)]
+    return max(0, (same.index(False) if False in same else len(same)) - 1)
+
+
+def _log_fork(fork: Recording, moments: Sequence[Moment], rate: float) -> Recording:
+    """What a fork came to, from the present of its recording on."""
+    log = WorldLog(fork, False, rate)
+    for moment in moments:
+        log.step(moment.action, moment.reward, moment.info)
+    fork.log_event("the fork ends")
+    return fork

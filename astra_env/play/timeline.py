@@ -12,7 +12,6 @@ import numpy as np
 from astra_env.models import WorldState
 
 HISTORY_BYTES = 64 * 2**20
-TAKE_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -79,38 +78,12 @@ class Timeline:
         """Replace the state that now has, such as by one with another prompt."""
         self._states[self._now] = state
 
-    def between(self, after: int, until: int) -> list[Moment]:
-        """The remembered moments of steps after + 1 to until."""
-        return [moment for moment in self._moments if after < moment.step <= until]
-
     def fork(self, state: WorldState) -> Timeline:
         """A time line of its own with the same past, whose present is state."""
         other = Timeline(state, self.now, self.max_bytes)
         other._states = [*self._states[: self._now], state]
         other._moments, other._now = self._moments[: self._now + 1], self._now
         return other
-
-
-class Take:
-    """Moments that are being recorded: one episode, from where recording began to now.
-
-    Args:
-        first: the moment at which it begins.
-    """
-
-    def __init__(self, first: Moment) -> None:
-        self.moments = [first]
-
-    @property
-    def full(self) -> bool:
-        """Whether no more should be recorded."""
-        return len(self.moments) * self.moments[-1].info["frames"].nbytes > TAKE_BYTES
-
-    def follow(self, timeline: Timeline) -> None:
-        """Take in where a time line has gone, forward or back."""
-        now = timeline.now
-        kept = [moment for moment in self.moments if moment.step <= now.step]
-        self.moments = kept + timeline.between(kept[-1].step, now.step) if kept else [now]
 
 
 def num_bytes(state: WorldState) -> int:

@@ -36,7 +36,8 @@ _LATENCIES = 512  # newest ones that percentiles are taken of
 class Chunk:
     """Pictures that wait to be sent."""
 
-    branches: list[dict[str, Any]]
+    told: dict[str, Any]
+    """Of the world, when it was as the pictures show it."""
     pictures: list[list[bytes]]
     input: int
     """Number of the newest input that had a part in it."""
@@ -134,6 +135,7 @@ class Visitor:
 
         async def carry_out() -> None:
             saved: Saved = await asyncio.to_thread(self.world.save, path)
+            await self._show(lambda: None)  # pictures that come after the news know of it
             self.files |= {file.name: file for file in (saved.archive, saved.rerun)}
             links = [{"name": name, "url": f"files/{self.token}/{name}"} for name in self.files]
             self.tell({"type": "saved", "folder": str(path.parent.resolve()), "files": links})
@@ -193,12 +195,14 @@ class Visitor:
     async def _show(self, change: Callable[[], Any], arrived: float | None = None) -> None:
         """Change the world in the worker; what it shows then is to be sent next, instead of what still waits."""
 
-        def work() -> tuple[list[dict[str, Any]], list[list[bytes]], float]:
+        def work() -> tuple[dict[str, Any], list[list[bytes]], float]:
             began = time.perf_counter()
             change()
             frames = [branch.timeline.now.info["frames"] for branch in self.world.branches]
             pictures = [encode_pictures(chunk) for chunk in frames]
-            return self.world.told(), pictures, 1000 * (time.perf_counter() - began)
+            world = self.world
+            told = {"seed": world.seed, "branches": world.told(), "recording": world.recorded()}
+            return told, pictures, 1000 * (time.perf_counter() - began)
 
         told, pictures, spent = await asyncio.get_running_loop().run_in_executor(self._worker, work)
         waiting = self._chunk
@@ -231,19 +235,16 @@ class Visitor:
                     self.latencies.append(1000 * (asyncio.get_running_loop().time() - chunk.arrived))
 
     def _packed(self, chunk: Chunk) -> bytes:
-        world, late = self.world, list(self.latencies)
-        take = None if world.take is None else len(world.take.moments) - 1
+        late = list(self.latencies)
         header = {
             "number": self._sent,
             "input": chunk.input,
             "playing": self.playing,
-            "seed": world.seed,
-            "branches": chunk.branches,
             "settings": self.controls.settings.tolist(),
-            "recording": {"steps": take, "episodes": len(world.takes)},
             "milliseconds": round(chunk.milliseconds, 1),
             "latency": [round(float(value), 1) for value in np.percentile(late, (50, 95))] if late else None,
             "dropped": self.dropped,
+            **chunk.told,
         }
         return pack(header, chunk.pictures)
 

@@ -20,7 +20,8 @@ from astra_env.models import WorldState
 from astra_env.play.controls import heading, nearest_choice
 from astra_env.play.players import Player, find_player
 from astra_env.play.saving import Saved, save_takes
-from astra_env.play.timeline import Moment, Take, Timeline
+from astra_env.play.take import TAKE_BYTES, Take
+from astra_env.play.timeline import Moment, Timeline
 
 YOU, HELD = "you", "held"
 """Who may act in a branch, beside the players: the visitor, or the action of the moment when it was chosen."""
@@ -36,6 +37,8 @@ class Branch:
     player: Player | None = None
     held: np.ndarray | None = None
     """The physical action (A,) that is held, where that is who acts."""
+    take: Take | None = None
+    """What is being recorded of it; there is one of all branches or of none."""
 
 
 class PlayWorld:
@@ -62,8 +65,8 @@ class PlayWorld:
             self.modality = dataclasses.replace(self.modality, keys=known)
             self.choices = self.modality.discrete(sets)
         self.reads_text = self.env.world_model.text_encoder is not None
-        self.take: Take | None = None
         self.takes: list[Take] = []
+        """Episodes that are recorded and not saved yet."""
         self.seed = 0
         self.branches: list[Branch] = []
 
@@ -78,6 +81,11 @@ class PlayWorld:
         if not self.branches:
             raise ValueError("There is no world yet; start one from a picture.")
         return self.branches[0].timeline
+
+    @property
+    def take(self) -> Take | None:
+        """What is being recorded of the first branch."""
+        return self.branches[0].take if self.branches else None
 
     # 1. Going on
 
@@ -123,11 +131,12 @@ class PlayWorld:
         """Imagine the next step of each branch under what was decided for it."""
         steps = [self._imagine(branch.timeline, entry) for branch, entry in zip(self.branches, given, strict=True)]
         for branch, step in zip(self.branches, steps, strict=True):
+            before = branch.timeline.now
             branch.timeline.add(*step)
-        if self.take is not None:
-            self.take.follow(self.main)
-            if self.take.full:
-                self.record(False)
+            if branch.take is not None:
+                branch.take.add(before, branch.timeline.now)
+        if self._num_bytes > TAKE_BYTES:
+            self.record(False)
 
     def _imagine(self, timeline: Timeline, given: Any) -> tuple[WorldState, Moment]:
         """The state and the moment to which a time line goes on."""
@@ -153,8 +162,6 @@ class PlayWorld:
         """Make a remembered step now, in all branches."""
         for branch in self.branches:
             branch.timeline.go(step)
-        if self.take is not None:
-            self.take.follow(self.main)
 
     def fork(self, by: str, *, other_noise: bool = False) -> None:
         """Let a second world begin where the first one is.
@@ -166,30 +173,32 @@ class PlayWorld:
         state = self.main.state
         if other_noise:
             state = dataclasses.replace(state, seeds=state.seeds + 2**31)  # no episode begins with such a seed
-        self.branches = [self.branches[0], Branch(self.main.fork(state))]
-        try:
-            self.choose(1, by)
-        except ValueError:
-            self.branches.pop()
-            raise
+        other = Branch(self.main.fork(state), take=self.take.fork(self.main.now) if self.take else None)
+        self._act(other, by)
+        self.join(0)
+        self.branches.append(other)
 
     def join(self, keep: int) -> None:
         """Go on with one of the branches only."""
         self._check(keep)
+        self._gather(self.branches[keep])
         self.branches = [self.branches[keep]]
-        if self.take is not None:
-            self.take.follow(self.main)
 
     def choose(self, branch: int, by: str) -> None:
         """Who acts in a branch from now on: ``YOU``, ``HELD`` (the last action again and again) or a player."""
         self._check(branch)
+        self._act(self.branches[branch], by)
+
+    def _act(self, branch: Branch, by: str) -> None:
         if by not in (YOU, HELD) and by not in self.makers:
             raise ValueError(f"There is no {by!r} to act; there are {[YOU, HELD, *self.makers]}.")
-        chosen = self.branches[branch]
-        chosen.player = self.makers[by](self.env) if by in self.makers else None
-        last = chosen.timeline.now.action
-        chosen.held = (np.zeros(self.modality.action_dim, np.float32) if last is None else last) if by == HELD else None
-        chosen.by = by
+        try:
+            branch.player = self.makers[by](self.env) if by in self.makers else None
+        except Exception as error:  # a plug-in may raise anything
+            raise ValueError(f"{by} cannot act here: {error!r}.") from error
+        last = branch.timeline.now.action
+        branch.held = (np.zeros(self.modality.action_dim, np.float32) if last is None else last) if by == HELD else None
+        branch.by = by
 
     def _check(self, branch: int) -> None:
         if not 0 <= branch < len(self.branches):
@@ -198,19 +207,52 @@ class PlayWorld:
     # 3. Recording
 
     def record(self, on: bool) -> None:
-        """Begin an episode of what the first branch does, or end it; one without a step is forgotten."""
-        if self.take is not None and len(self.take.moments) > 1:
-            self.takes.append(self.take)
-        self.take = Take(self.main.now) if on else None
+        """Begin an episode of what the first branch does, or end it; one without a step is forgotten.
+
+        What the second branch does meanwhile, and what was undone, are forks of it.
+
+        Raises:
+            ValueError: so much is recorded already that no more is kept, or there is no world yet.
+        """
+        if self.take is not None:
+            self.take.end(self.main.now)
+            self._gather(self.branches[0])
+            if len(self.take.moments) > 1:
+                self.takes.append(self.take)
+        for branch in self.branches:
+            branch.take = None
+        if on:
+            self._check(0)
+            if self._num_bytes > TAKE_BYTES:
+                raise ValueError(f"{TAKE_BYTES >> 20} MB are recorded, which is all that is kept; save them first.")
+            for branch in self.branches:
+                branch.take = Take([branch.timeline.now])
+
+    def _gather(self, kept: Branch) -> None:
+        """Let what is recorded of one branch have what is recorded of the other as a fork."""
+        for branch in self.branches:
+            if branch is not kept and kept.take is not None and branch.take is not None:
+                kept.take.join(branch.take)
+
+    @property
+    def _num_bytes(self) -> int:
+        """Of the frames of all that is recorded."""
+        takes = [*self.takes, *(branch.take for branch in self.branches if branch.take is not None)]
+        return sum(take.num_bytes for take in takes)
 
     def save(self, path: str | os.PathLike[str]) -> Saved:
         """Write all recorded episodes, as `save_takes` does, and forget them."""
         self.record(False)
-        saved = save_takes(self.env, [take.moments for take in self.takes], Path(path))
+        saved = save_takes(self.env, self.takes, Path(path))
         self.takes = []
         return saved
 
     # 4. Telling
+
+    def recorded(self) -> dict[str, Any]:
+        """Steps of the episode that is being recorded, None if none is, and how many others wait to be saved."""
+        steps = None if self.take is None else self.take.steps(self.main.now)
+        return {"steps": steps, "episodes": len(self.takes)}
 
     def told(self) -> list[dict[str, Any]]:
         """What a page shows of each branch beside its pictures."""

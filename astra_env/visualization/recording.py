@@ -92,16 +92,23 @@ class Recording:
         """Start a new episode at the next step: what was shown of the last one is taken away, and an event says so."""
         if self.clock.num_frames:
             self.clock = self.clock.next_step()
-            for view in self._layout.views(self._prefix):
-                if (
-                    view != f"frames/{self._view}"
-                ):  # black, since viewers go on to show compressed pictures once cleared
-                    self.log_picture(view, np.zeros((*self._size, 3), np.uint8))
+            self._darken([view for view in self._layout.views(self._prefix) if view != f"frames/{self._view}"])
             for entity in ("world/target", "world/plans"):
                 self._log(entity, shapes.nothing())
         self.pose = None
         self._way.clear()
         self.log_event(text)
+
+    def clear(self) -> None:
+        """Take away what is shown of this world, such as a fork that is over."""
+        self._darken(self._layout.views(self._prefix))
+        for entity in (f"frames/{self._view}/action", "world"):
+            self._log(entity, shapes.nothing())
+
+    def _darken(self, views: Iterable[str]) -> None:
+        """Turn pictures black, since viewers go on to show compressed ones that were taken away."""
+        for view in views:
+            self.log_picture(view, np.zeros((*self._size, 3), np.uint8))
 
     def log_frames(self, views: Mapping[str, np.ndarray], poses: np.ndarray | None = None) -> None:
         """Appends frames and moves the clock on by as many.
