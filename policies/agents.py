@@ -1,4 +1,4 @@
-"""Policies by name: at random, scripted experts, your own function, and models of Stable-Baselines3 and LeRobot."""
+"""Policies by name: at random, scripted experts, your own function, plans, and models of other libraries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 
 from astra_env.actions import ACTION_MODALITIES, DISCRETE_ACTIONS, ActionModality
 from astra_env.envs import ENVIRONMENTS
@@ -98,72 +97,6 @@ def nearest_keys(actions: np.ndarray, modality: ActionModality) -> Any:
     return nearest if nearest.ndim else int(nearest)
 
 
-class LeRobotPolicy:
-    """A policy of LeRobot in a world: pictures in, actions out in the units that it was trained on.
-
-    Its actions have to be those of the id (`astra-env export --format lerobot` writes recordings in them); they are
-    clipped to the bounds.
-
-    Args:
-        policy: what ``PreTrainedPolicy.from_pretrained`` gives.
-        action_space: of one world.
-        preprocessor: of the two that ``make_pre_post_processors`` gives, the first.
-        postprocessor: the second.
-        image: the name of the picture among its inputs.
-        task: what it is told to do.
-    """
-
-    def __init__(
-        self,
-        policy: Any,
-        action_space: gymnasium.spaces.Box,
-        *,
-        preprocessor: Callable[[dict[str, Any]], dict[str, Any]] = dict,
-        postprocessor: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.cpu,
-        image: str = "observation.image",
-        task: str = "",
-    ) -> None:
-        self.policy, self.action_space, self.image, self.task = policy, action_space, image, task
-        self._before, self._after = preprocessor, postprocessor
-
-    def reset(self, seed: int | None = None) -> LeRobotPolicy:
-        """Forget the actions that are queued; the seed decides what is drawn, from torch's global generator."""
-        if seed is not None:
-            torch.manual_seed(seed)
-        self.policy.reset()
-        return self
-
-    @torch.no_grad()
-    def act(self, observation: np.ndarray) -> np.ndarray:
-        """The action (A,) or (N, A) for frames uint8 (H, W, 3) or (N, H, W, 3)."""
-        frames = torch.from_numpy(np.ascontiguousarray(observation))
-        pixels = (frames if frames.ndim == 4 else frames[None]).movedim(-1, 1).float() / 255
-        batch = self._before({self.image: pixels, "task": [self.task] * len(pixels)})
-        actions = self._after(self.policy.select_action(batch)).float().cpu().numpy()
-        clipped = np.clip(actions, self.action_space.low, self.action_space.high)
-        return clipped if frames.ndim == 4 else clipped[0]
-
-
-def load_lerobot(
-    path: str, action_space: gymnasium.spaces.Box, *, image: str | None = None, task: str = ""
-) -> LeRobotPolicy:
-    """A policy of LeRobot from a folder or the hub, with its own processors.
-
-    Raises:
-        ImportError: lerobot is not installed.
-    """
-    try:
-        from lerobot.configs.policies import PreTrainedConfig
-        from lerobot.policies.factory import get_policy_class, make_pre_post_processors
-    except ImportError as error:
-        raise ImportError("Policies of LeRobot need lerobot; run: pip install lerobot") from error
-    config = PreTrainedConfig.from_pretrained(path)
-    policy = get_policy_class(config.type).from_pretrained(path).eval()
-    before, after = make_pre_post_processors(config, pretrained_path=path)
-    image = image or next(iter(config.image_features))
-    return LeRobotPolicy(policy, action_space, preprocessor=before, postprocessor=after, image=image, task=task)
-
-
 def load_policy(
     name: str,
     environment: str,
@@ -182,7 +115,7 @@ def load_policy(
         environment: the id.
         world: what it is to act in.
         algorithm: of the zip, where its run does not say ("ppo", "sac", "td3", "dqn").
-        task: what a policy of LeRobot is told to do.
+        task: what a policy of LeRobot is told to do, by default what the id describes.
         world_model: what "mpc" plans in, a bundled name or checkpoint folder.
 
     Raises:
@@ -198,8 +131,9 @@ def load_policy(
 
         return ReplanningPolicy(gymnasium.make(environment, world_model=world_model, observation="latent"), world)
     if name.startswith("lerobot:"):
-        assert isinstance(space, gymnasium.spaces.Box)
-        return load_lerobot(name.removeprefix("lerobot:"), space, task=task)
+        from policies.lerobot import load_lerobot
+
+        return load_lerobot(name.removeprefix("lerobot:"), environment, world, task=task)
     if path.suffix == ".zip" or (path / "policy_config.json").is_file():
         return _trained(path if path.suffix == ".zip" else path / "best.zip", algorithm, environment, world)
     if path.is_dir():

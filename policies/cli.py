@@ -70,7 +70,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--imagination", action=argparse.BooleanOptionalAction, default=True, help="evaluate there")
     parser.add_argument("--world-model", default="astra-tiny", help="bundled name or checkpoint folder (%(default)s)")
     parser.add_argument("--device", default="cpu", help="of the world model (%(default)s)")
-    parser.add_argument("--task", default="", help="what a policy of LeRobot is told to do")
+    parser.add_argument("--task", default="", help="what a policy of LeRobot is told, if not what the id describes")
     parser.add_argument("--out", metavar="JSON", help="file to write too")
 
 

@@ -9,7 +9,7 @@ import torch
 
 from astra_env.actions import ACTION_MODALITIES, DISCRETE_ACTIONS
 from astra_env.envs.rewards import Reward
-from policies.agents import EXPERTS, ExpertPolicy, LeRobotPolicy, RandomPolicy, load_policy, nearest_keys
+from policies.agents import EXPERTS, ExpertPolicy, RandomPolicy, load_policy, nearest_keys
 from policies.evaluate import Evaluation, bootstrap_interval, evaluate, share_interval
 from policies.mpc import MPCPolicy
 from policies.worlds import Ending, LastInfo, Latents
@@ -179,28 +179,6 @@ def test_the_nearest_keys():
     actions = modality.discrete(table)
     np.testing.assert_array_equal(nearest_keys(0.9 * actions, modality), np.arange(len(table)))
     assert nearest_keys(actions[1], modality) == 1
-
-
-def test_lerobot_policies_see_pictures_and_are_kept_in_bounds(make):
-    class Stub:
-        """Acts by the brightness of the picture, as LeRobot's policies do: batched tensors by name."""
-
-        resets = 0
-
-        def reset(self):
-            self.resets += 1
-
-        def select_action(self, batch):
-            assert batch["task"] == ["lift"] * len(batch["observation.image"])
-            return batch["observation.image"].mean((1, 2, 3))[:, None].expand(-1, 7)
-
-    env, stub = make(), Stub()
-    policy = LeRobotPolicy(stub, env.action_space, task="lift", postprocessor=lambda action: action * 2)
-    assert policy.reset(0) is policy and stub.resets == 1
-    frame = np.full((32, 32, 3), 51, np.uint8)
-    np.testing.assert_allclose(policy.act(frame), [0.05] * 3 + [0.25] * 3 + [0.4], atol=1e-6)
-    assert policy.act(np.stack([frame, frame])).shape == (2, 7)
-    assert evaluate(env, policy, episodes=1).lengths.min() > 0
 
 
 def test_policies_by_name(make, tmp_path):

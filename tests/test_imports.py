@@ -41,6 +41,7 @@ ANYWHERE = {"astra_env"}
 HEAVY = (
     "diffusers",
     "ikpy",
+    "lerobot",
     "markdown",
     "matplotlib",
     "mujoco",
