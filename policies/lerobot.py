@@ -117,7 +117,7 @@ def load_lerobot(
         from lerobot.configs.policies import PreTrainedConfig
         from lerobot.policies.factory import get_policy_class, make_pre_post_processors
     except ImportError as error:
-        raise ImportError("Policies of LeRobot need lerobot; with Python 3.12, run: pip install 'lerobot>=0.6'") from error
+        raise ImportError("There is no lerobot; with Python 3.12 or newer, run: pip install 'lerobot>=0.6'") from error
     config = PreTrainedConfig.from_pretrained(path)
     with contextlib.redirect_stdout(sys.stderr):  # it says there that it reads weights
         policy = get_policy_class(config.type).from_pretrained(path, config=config)
