@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 from play_pages import CAR
 
 from astra_env.cli import main
+from astra_env.play.server import PlayConfig, serve
+from astra_env.play.world import PlayWorld
 
 
 def test_there_is_room_for_so_many_and_who_is_away_leaves(run_pages):
@@ -18,8 +21,8 @@ def test_there_is_room_for_so_many_and_who_is_away_leaves(run_pages):
         page = await open_page()
         await page.heard("hello")
         late = await open_page()
-        assert "1 visitors are here already" in (await late.heard("problem"))["text"]
-        assert "did nothing for 0.5 s" in (await page.heard("problem"))["text"]
+        assert "1 visitors are here already" in (await late.heard("end"))["text"]
+        assert "did nothing for 0.5 s" in (await page.heard("end"))["text"]
         await page.ended()
         assert (await client.get("/files/gone/x.rrd")).status == 404
         await (await open_page()).heard("hello")
@@ -42,6 +45,18 @@ def test_wrong_messages_are_one_sentence_each(run_pages):
         assert "no text" in (await page.heard("problem"))["text"]
         assert (await page.step())["step"] == 1
         await page.websocket.send_str(" " * 20_000)
+        await page.ended()
+
+    run_pages(scenario)
+
+
+def test_a_world_that_breaks_says_so(run_pages, monkeypatch):
+    async def scenario(client, open_page):
+        page = await open_page()
+        await page.stand_still()
+        monkeypatch.setattr(PlayWorld, "advance", lambda self, given: {}["compass"])
+        await page.ask("step", id=1)
+        assert "KeyError('compass'); reload the page" in (await page.heard("end"))["text"]
         await page.ended()
 
     run_pages(scenario)
@@ -89,6 +104,31 @@ def test_what_a_user_can_put_right_is_one_sentence(capsys, checkpoint):
         port = taken.getsockname()[1]
         told = failing(capsys, CAR, "--world-model", checkpoint, "--port", str(port))
     assert told == f"astra-env play: Port {port} of 127.0.0.1 is in use; choose another with --port, 0 for any.\n"
+    for flag, value, told in (
+        ("--port", "70000", "The port is 70000, expected 0 to 65535."),
+        ("--visitors", "0", "0 visitors may play at once, expected 1 or more."),
+        ("--seed", "-1", "The seed is -1, expected 0 to 2147483647."),
+    ):
+        message = failing(capsys, CAR, "--world-model", checkpoint, flag, value)
+        assert message == f"astra-env play: {told}\n"
+
+
+def test_an_address_of_many_colons_can_be_opened(checkpoint):
+    async def told() -> str:
+        address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        config = PlayConfig(CAR, {"world_model": checkpoint, "device": "cpu"})
+        serving = asyncio.create_task(serve(config, "::1", 0, announce=address.set_result))
+        await asyncio.wait([serving, address], return_when=asyncio.FIRST_COMPLETED)
+        try:
+            if serving.done():
+                pytest.skip("this machine has no such addresses")
+            async with aiohttp.ClientSession() as session, session.get(await address) as answer:
+                return await answer.text()
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
+    assert "astra-env play" in asyncio.run(told())
 
 
 def test_a_missing_package_is_named():

@@ -108,6 +108,32 @@ def test_what_the_camera_sees_moves_against_its_turn():
     visit(scenario, "Astra-Sekai-v0")
 
 
+def test_who_acts_is_shown_however_it_was_chosen():
+    async def scenario(page):
+        select = "document.querySelector('select.by')"
+        await page.evaluate(f"{select}.focus(); {select}.value = 'random'; {select}.dispatchEvent(new Event('change'))")
+        for by in ("you", "random"):
+            before = await page.evaluate(STEP)
+            await page.wait_for(f"{STEP} > {before + 1}")
+            await page.press("t")
+            await page.release("t")
+            await page.wait_for(f"{select}.value === '{by}'", 10)
+
+    visit(scenario, "Astra-NuScenes-v0")
+
+
+def test_who_finds_no_room_reads_why():
+    async def scenario(page):
+        async with open_page(await page.evaluate("location.href")) as late:
+            await late.wait_for(
+                "document.getElementById('problem').textContent.includes('1 visitors are here already')"
+            )
+            await asyncio.sleep(0.5)  # the connection ends
+            assert "come back later" in await late.evaluate("document.getElementById('problem').textContent")
+
+    visit(scenario, "Astra-NuScenes-v0", max_visitors=1)
+
+
 def test_buttons_do_what_they_say(tmp_path):
     async def click(page, name: str) -> None:
         await page.evaluate(f"document.getElementById('{name}').click()")

@@ -33,8 +33,8 @@ def _play(options: argparse.Namespace) -> None:
     from astra_env.play.world import PlayWorld
 
     worlds = {"world_model": options.world_model}
-    PlayWorld(options.environment, options.policy, **worlds)  # what is wrong is told now; the weights stay loaded
     config = PlayConfig(options.environment, worlds, tuple(options.policy), options.out, options.seed, options.visitors)
+    PlayWorld(options.environment, options.policy, **worlds)  # what is wrong is told now; the weights stay loaded
     asyncio.run(
         serve(
             config, options.host, options.port, lambda address: print(f"Open {address} (Ctrl+C ends it).", flush=True)

@@ -24,6 +24,12 @@ def field(message: Mapping[str, Any], name: str, kind: type) -> Any:
     return value
 
 
+def check_seed(seed: int) -> None:
+    """ValueError where no start has such a seed."""
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"The seed is {seed}, expected 0 to {2**31 - 1}.")
+
+
 def _play(visitor: Visitor, message: Mapping[str, Any]) -> None:
     visitor.play(field(message, "on", bool))
 
@@ -40,8 +46,7 @@ def _go(visitor: Visitor, message: Mapping[str, Any]) -> None:
 
 def _reset(visitor: Visitor, message: Mapping[str, Any]) -> None:
     seed = field(message, "seed", int)
-    if not 0 <= seed < 2**31:
-        raise ValueError(f"The seed is {seed}, expected 0 to {2**31 - 1}.")
+    check_seed(seed)
     visitor.order(functools.partial(visitor.world.reset, seed))
 
 

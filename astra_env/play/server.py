@@ -21,6 +21,7 @@ try:
 except ImportError as error:
     raise ImportError("astra-env play needs the package aiohttp; install it with: pip install '.[play]'") from error
 
+from astra_env.play.orders import check_seed
 from astra_env.play.packets import MAX_UPLOAD, read_upload
 from astra_env.play.players import RANDOM
 from astra_env.play.visitor import Visitor
@@ -54,6 +55,11 @@ class PlayConfig:
     """Of each visitor's first start."""
     max_visitors: int = 8
     idle_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        if self.max_visitors < 1:
+            raise ValueError(f"{self.max_visitors} visitors may play at once, expected 1 or more.")
 
 
 class PlayServer:
@@ -130,7 +136,7 @@ class PlayServer:
         """A new visitor, or None where there is no room; it is forgotten at the end."""
         if self._present >= self.config.max_visitors:
             text = f"{self._present} visitors are here already, which is all that this server takes; come back later."
-            await socket.send_str(json.dumps({"type": "problem", "text": text}))
+            await socket.send_str(json.dumps({"type": "end", "text": text}))
             yield None
             return
         self._present += 1
@@ -169,7 +175,7 @@ class PlayServer:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if living.done() and not living.cancelled() and living.exception() is not None:
                 _LOG.error("A visitor's world has broken.", exc_info=living.exception())
-                visitor.problem(f"The world has broken: {living.exception()!r}; reload the page.")
+                visitor.end(f"The world has broken: {living.exception()!r}; reload the page.")
             if living.done() and not delivering.done():
                 await asyncio.wait([listening, delivering], timeout=1, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -235,7 +241,10 @@ async def serve(
 
     Raises:
         OSError: nothing can listen there.
+        ValueError: there is no such port.
     """
+    if not 0 <= port < 2**16:
+        raise ValueError(f"The port is {port}, expected 0 to {2**16 - 1}.")
     runner = web.AppRunner(PlayServer(config, host).application(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
@@ -247,7 +256,8 @@ async def serve(
                     f"Nothing can listen at {host}:{port} ({error.strerror}); choose another --host."
                 ) from None
             raise OSError(f"Port {port} of {host} is in use; choose another with --port, 0 for any.") from None
-        announce(f"http://{host}:{runner.addresses[0][1]}/")
+        name = f"[{host}]" if ":" in host else host
+        announce(f"http://{name}:{runner.addresses[0][1]}/")
         await asyncio.Event().wait()
     finally:
         await runner.cleanup()

@@ -174,7 +174,7 @@ class Visitor:
                 wait = min(left, self._due - loop.time()) if self.playing else left
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._called.wait(), max(0.0, wait))
-        self.problem(f"You did nothing for {self._idle_seconds:g} s, so this world has ended; reload the page.")
+        self.end(f"You did nothing for {self._idle_seconds:g} s, so this world has ended; reload the page.")
 
     async def _carry_out(self, order: Callable[[], Awaitable[None]]) -> None:
         """Do it; what cannot be done is told, and time stands still."""
@@ -256,6 +256,10 @@ class Visitor:
     def problem(self, text: str) -> None:
         """Tell the visitor in a sentence what is wrong."""
         self.tell({"type": "problem", "text": text})
+
+    def end(self, text: str) -> None:
+        """Tell the visitor in a sentence why the connection is about to end."""
+        self.tell({"type": "end", "text": text})
 
     def hello(self) -> dict[str, Any]:
         """What a page has to know before the first picture."""

@@ -35,6 +35,7 @@ export class Screen {
       this.figures.forEach((figure, index) => (figure.hidden = index >= count));
       this.fit();
     }
+    this.chunk?.header.branches.forEach((branch) => branch.frames.forEach((picture) => picture.close()));
     this.chunk = { header, began: performance.now(), shown: -1 };
     this.draw();
   }

@@ -12,13 +12,15 @@ let hello, inputs, sliders, screen;
 const socket = new WebSocket(`ws://${location.host}/socket`);
 socket.binaryType = "arraybuffer";
 socket.onmessage = ({ data }) => (typeof data === "string" ? hear(JSON.parse(data)) : receive(data));
-socket.onclose = () => problem("The connection has ended; reload the page for a new world.");
+let ended = "The connection has ended; reload the page for a new world.";
+socket.onclose = () => problem(ended);
 const send = (message) => socket.readyState === WebSocket.OPEN && socket.send(JSON.stringify(message));
 
 let turn = Promise.resolve(); // pictures are decoded beside each other; all that comes is shown in order
 function hear(news) {
   if (news.type === "hello") begin(news);
   if (news.type === "problem") problem(news.text);
+  if (news.type === "end") ended = news.text;
   if (news.type === "saved") turn = turn.then(() => showSaved(news));
 }
 
@@ -57,7 +59,10 @@ function begin(news) {
   for (const [index, figure] of figures.entries()) {
     const select = figure.querySelector("select");
     for (const name of ["you", "held", ...hello.players]) select.append(new Option(whose(name), name));
-    select.addEventListener("change", () => choose(index, select.value));
+    select.addEventListener("change", () => {
+      select.blur(); // it shows who acts again, whoever is chosen elsewhere
+      choose(index, select.value);
+    });
   }
   setStrength(hello.key_share);
   get("pace").textContent = `A step lasts ${1000 * hello.chunk_seconds} ms; a key that is pressed begins one at once.`;
