@@ -298,6 +298,9 @@ def test_new_words_hold_in_all_branches_from_the_next_step_on(monkeypatch):
     world = PlayWorld("Astra-RT1-v0")
     with pytest.raises(ValueError, match="no recorded start states"):
         world.reset(0)
+    for needs_one in (lambda: world.step(np.zeros(7)), lambda: world.record(True), lambda: world.fork(YOU)):
+        with pytest.raises(ValueError, match="no world yet; begin from a picture"):
+            needs_one()
     world.reset(0, IMAGE)
     world.fork(YOU)
     ends = []

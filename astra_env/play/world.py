@@ -78,8 +78,7 @@ class PlayWorld:
     @property
     def main(self) -> Timeline:
         """The time line of the first branch, which is the one that is recorded; ValueError before there is one."""
-        if not self.branches:
-            raise ValueError("There is no world yet; start one from a picture.")
+        self._check(0)
         return self.branches[0].timeline
 
     @property
@@ -114,6 +113,7 @@ class PlayWorld:
 
     def decide(self, action: np.ndarray) -> list[Any]:
         """What is done next in each branch, as the environment takes it: see `step`."""
+        self._check(0)
         return [self._given(branch, action) for branch in self.branches]
 
     def _given(self, branch: Branch, action: np.ndarray) -> Any:
@@ -201,6 +201,8 @@ class PlayWorld:
         branch.by = by
 
     def _check(self, branch: int) -> None:
+        if not self.branches:
+            raise ValueError("There is no world yet; begin from a picture of your own.")
         if not 0 <= branch < len(self.branches):
             raise ValueError(f"There is no branch {branch}; there are {len(self.branches)}.")
 

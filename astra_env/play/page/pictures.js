@@ -45,7 +45,7 @@ export class Screen {
     const [width, height] = this.hello.frame_size;
     const shown = this.figures.filter((figure) => !figure.hidden).length;
     const room = (this.figures[0].parentElement.clientWidth - 14 * (shown - 1)) / shown;
-    const most = Math.min(512, room, innerHeight - 190);
+    const most = Math.min(512, room, innerHeight - 190 - document.getElementById("prompt").offsetHeight);
     const times = Math.max(1, Math.floor(most / Math.max(width, height)));
     for (const figure of this.figures) {
       const canvas = figure.querySelector("canvas");

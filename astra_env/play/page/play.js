@@ -19,7 +19,10 @@ const send = (message) => socket.readyState === WebSocket.OPEN && socket.send(JS
 let turn = Promise.resolve(); // pictures are decoded beside each other; all that comes is shown in order
 function hear(news) {
   if (news.type === "hello") begin(news);
-  if (news.type === "problem") problem(news.text);
+  if (news.type === "problem") {
+    latency.forget(); // what was asked for may never be shown
+    problem(news.text);
+  }
   if (news.type === "end") ended = news.text;
   if (news.type === "saved") turn = turn.then(() => showSaved(news));
 }
