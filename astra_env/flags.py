@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +39,17 @@ def from_flags(config: Any, options: argparse.Namespace) -> Any:
     """The configuration that the options of a command tell."""
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(config)}
     return config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def named_value(text: str) -> tuple[str, Any]:
+    """Name and value of "NAME=VALUE"; a value that is JSON is what it says, anything else a string."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"{text!r} has no value, expected NAME=VALUE.")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 def ask(config: Any, answer: Callable[[str], str]) -> Any:

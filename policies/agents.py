@@ -14,6 +14,7 @@ import numpy as np
 
 from astra_env.actions import ACTION_MODALITIES, DISCRETE_ACTIONS, ActionModality
 from astra_env.envs import ENVIRONMENTS
+from astra_env.flags import named_value
 from astra_env.simulators.behaviours import Behaviour
 from policies.evaluate import Policy, as_policy
 from policies.worlds import LastInfo
@@ -109,9 +110,10 @@ def load_policy(
     """A policy by name, for one world.
 
     Args:
-        name: "random"; "expert"; "mpc", which plans in imagination; "module:function" of an observation, or a
-            `Policy` there; a zip of Stable-Baselines3; the folder of a cloned policy or of `astra-policy train`;
-            "lerobot:" and a folder or hub id.
+        name: "random"; "expert"; "mpc", which plans in imagination, or "mpc:" and options of `MPCPolicy`, such as
+            "mpc:futures=4,num_samples=16"; "module:function" of an observation, or a `Policy` there; a zip of
+            Stable-Baselines3; the folder of a cloned policy or of `astra-policy train`; "lerobot:" and a folder or
+            hub id.
         environment: the id.
         world: what it is to act in.
         algorithm: of the zip, where its run does not say ("ppo", "sac", "td3", "dqn").
@@ -126,14 +128,19 @@ def load_policy(
         return RandomPolicy(space)
     if name == "expert":
         return ExpertPolicy(environment, world)
-    if name == "mpc":
+    kind, _, more = name.partition(":")
+    if kind == "mpc":
         from policies.replanning import ReplanningPolicy
 
-        return ReplanningPolicy(gymnasium.make(environment, world_model=world_model, observation="latent"), world)
-    if name.startswith("lerobot:"):
+        imagined = gymnasium.make(environment, world_model=world_model, observation="latent")
+        try:
+            return ReplanningPolicy(imagined, world, **dict(named_value(text) for text in more.split(",") if text))
+        except TypeError as error:
+            raise ValueError(f"policy is {name!r}, expected options of MPCPolicy ({error}).") from error
+    if kind == "lerobot":
         from policies.lerobot import load_lerobot
 
-        return load_lerobot(name.removeprefix("lerobot:"), environment, world, task=task)
+        return load_lerobot(more, environment, world, task=task)
     if path.suffix == ".zip" or (path / "policy_config.json").is_file():
         return _trained(path if path.suffix == ".zip" else path / "best.zip", algorithm, environment, world)
     if path.is_dir():

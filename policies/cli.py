@@ -59,8 +59,8 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("environment", choices=list(ENVIRONMENTS), help="in which worlds")
     parser.add_argument(
         "policy",
-        help="random, expert, mpc, module:function of an observation, a zip of Stable-Baselines3, a folder of "
-        "astra-policy train or clone, or lerobot: and a folder or hub id",
+        help="random, expert, mpc (with options: mpc:futures=4,num_samples=16), module:function of an observation, "
+        "a zip of Stable-Baselines3, a folder of astra-policy train or clone, or lerobot: and a folder or hub id",
     )
     parser.add_argument("--algorithm", help="of the zip, where its folder does not say: ppo, sac, td3 or dqn")
     parser.add_argument("--observation", choices=("frame", "latent"), help="what the policy sees, if not told")

@@ -14,9 +14,13 @@ import torch
 from torch import Tensor
 
 from astra_env.envs.env import AstraEnv
+from astra_env.envs.futures import average, worst_case
 from policies.objectives import Score, mean_reward
 from policies.optimizers import DISCRETE_OPTIMIZERS, OPTIMIZERS
-from policies.search import Plan, Search
+from policies.search import Objective, Plan, Search
+
+Risk = Callable[[Objective, int], Objective]
+"""What plans are worth, of what they are worth in each of several futures; see `astra_env.envs.futures`."""
 
 NUM_KNOWN = 3
 """Sequences of a plan, without their first step, that the next search tries first."""
@@ -36,10 +40,12 @@ class MPCPolicy:
         num_samples: plans imagined at once.
         num_iterations: rounds of sampling for one action, at most.
         std_scale: initial standard deviation as a share of half the range of each action field.
+        futures: in so many futures each plan is imagined, which differ by their noise and not from plan to plan.
+        risk: what these make of it: `worst_case`, `average`, `lower_bound` of `astra_env.envs.futures`, or yours.
         num_inference_steps: denoising steps of the search, None for the environment's own; few make a draft.
         budget_ms: time for one action: no round begins that is not expected to end within it. There is at least one.
         verify: so many of the best plans are imagined again, under `verify_noises` noises that the search has not
-            seen, and their mean value decides; 0 trusts the search.
+            seen, and their mean value decides, or `risk` if the search has several futures; 0 trusts the search.
         verify_noises: noises of the verification.
         verify_steps: denoising steps of the verification, None for the environment's own.
         num_kept: best plans that `plan.candidates` tells, at least; more than a few are for looking at.
@@ -57,6 +63,8 @@ class MPCPolicy:
         num_samples: int = 32,
         num_iterations: int = 3,
         std_scale: float = 0.5,
+        futures: int = 1,
+        risk: Risk = worst_case,
         num_inference_steps: int | None = None,
         budget_ms: float | None = None,
         verify: int = 0,
@@ -75,6 +83,7 @@ class MPCPolicy:
         self._optimize, self._options = table[optimizer], options
         self.horizon, self.score, self.budget_ms, self.clock = horizon, score, budget_ms, clock
         self.num_samples, self.num_iterations = num_samples, num_iterations
+        self.futures, self._risk = futures, risk if futures > 1 else average
         self.verify, self.verify_noises, self.num_kept = verify, verify_noises, num_kept
         own = self.world.sampling
         self._draft = own if num_inference_steps is None else {**own, "num_inference_steps": num_inference_steps}
@@ -113,13 +122,9 @@ class MPCPolicy:
         stays in `self.plan`.
         """
         began = self.clock()
-        # All plans of a search share their noise, so that they differ by their actions only; it is the planner's own
-        # and not the noise that the environment goes on to draw.
-        noise = self._seeds(1)
         with torch.no_grad():
-            plan = self._optimize(
-                lambda sequences: self._evaluate(sequences, noise, self._draft), self._search(began), **self._options
-            )
+            objective = self._objective(self.futures, self._draft)
+            plan = self._optimize(objective, self._search(began), **self._options)
             self.plan = self._verified(plan) if self.verify > 0 else plan
         first = self.plan.actions[0].numpy()
         return first.argmax() if self._discrete else first.copy()
@@ -165,11 +170,20 @@ class MPCPolicy:
         return 1000 * (elapsed + elapsed / done + self._verify_seconds) <= self.budget_ms
 
     def _verified(self, plan: Plan) -> Plan:
-        """The best plans, judged by the mean of their values under noises that are new to them."""
+        """The best plans, judged under noises that are new to them."""
         began, best = self.clock(), plan.candidates[: self.verify]
-        values = self._evaluate(best.repeat(self.verify_noises, 1, 1), self._seeds(self.verify_noises), self._final)
+        values = self._objective(self.verify_noises, self._final)(best)
         self._verify_seconds = self.clock() - began
-        return plan._replace(candidates=best).judged_anew(values.reshape(self.verify_noises, -1).mean(0))
+        return plan._replace(candidates=best).judged_anew(values)
+
+    def _objective(self, num_futures: int, sampling: dict[str, Any]) -> Objective:
+        """What plans (N, horizon, A) are worth in fresh futures, all of them imagined as one batch.
+
+        All plans share their noise, so that they differ by their actions only; it is the planner's own and not the
+        noise that the environment goes on to draw.
+        """
+        seeds = self._seeds(num_futures)
+        return self._risk(lambda plans: self._evaluate(plans, seeds, sampling), num_futures)
 
     def _evaluate(self, sequences: Tensor, seeds: Tensor, sampling: dict[str, Any]) -> Tensor:
         """Scores (N,) of plans (N, horizon, A), imagined as one batch; seeds of noise each serve as many neighbours."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from astra_env.envs.futures import Calibration, lower_bound, reliability, worst_case
+from astra_env.envs.futures import Calibration, average, lower_bound, reliability, worst_case
 
 
 def test_a_calibration_finds_what_error_a_measure_means():
@@ -60,8 +60,10 @@ def test_the_worst_future_decides_and_doubt_costs():
         return values
 
     assert worst_case(objective, 4)(plans).tolist() == [0.0, 0.5]
+    assert worst_case(objective, 4, quantile=0.34)(plans).tolist() == [1.0, 0.5]
+    assert average(objective, 4)(plans).tolist() == [0.75, 0.5]
     assert lower_bound(objective, 4)(plans).tolist() == pytest.approx([0.75 - 0.1875**0.5, 0.5])
     assert lower_bound(objective, 4, penalty=0.0)(plans).argmax() == 0
-    assert asked == [(8, 3, 2)] * 3
+    assert asked == [(8, 3, 2)] * 5
     with pytest.raises(ValueError, match="num_futures is 0"):
         worst_case(objective, 0)(plans)

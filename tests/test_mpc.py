@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from functools import partial
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium.wrappers import RescaleAction, TimeLimit
 
+from astra_env.envs.futures import average, worst_case
 from astra_env.models import WorldModel
 from policies.mpc import MPCPolicy
 from policies.objectives import best_reward, last_reward, mean_reward, with_action_cost
@@ -178,6 +181,42 @@ def test_verification_averages_over_noise_it_has_not_seen(directed):
     assert len(torch.cat([seeds[0], seeds[-1]]).unique()) == 3
     alone = torch.stack([evaluate(policy.plan.candidates, seed[None], policy._final) for seed in seeds[-1]])
     torch.testing.assert_close(policy.plan.values, alone.mean(0), atol=1e-4, rtol=0)
+
+
+def bold_or_safe(env, states, actions):
+    """To go ahead pays in most worlds, and costs twice as much in the darkest quarter of them; to stay is safe."""
+    shades = states[-1].newest.mean((1, 2, 3))
+    return actions[:, 0, 0] * torch.where(shades <= shades.quantile(0.25), -2.0, 1.0)
+
+
+@pytest.mark.parametrize("optimizer", ["cem", "gradient_ascent"])
+def test_what_is_bold_on_average_is_safe_in_the_worst_of_several_futures(env, monkeypatch, optimizer):
+    """Noise alone tells which futures are dark: all plans go through the same ones."""
+    observation, _ = env.reset(seed=0)
+    size = {"horizon": 1, "num_samples": 16, "num_iterations": 8, "score": bold_or_safe, "optimizer": optimizer}
+    imagined, step = [], WorldModel.step
+
+    def watched(self, state, *args, **kwargs):
+        imagined.append((len(state), len(state.seeds.unique())))
+        return step(self, state, *args, **kwargs)
+
+    monkeypatch.setattr(WorldModel, "step", watched)
+    bold, safe, middle = (
+        MPCPolicy(env, futures=4, risk=risk, **size).reset(seed=0).act(observation)[0]
+        for risk in (average, worst_case, partial(worst_case, quantile=0.5))
+    )
+    assert bold > 0.04 and middle > 0.04 and abs(safe) < 0.005
+    assert imagined == [(64, 4)] * 24
+
+
+def test_verification_too_looks_at_the_worst_of_several_futures(env):
+    """Of the same candidates the boldest is best on average, and the one that hardly moves in the worst case."""
+    observation, _ = env.reset(seed=0)
+    size = {"horizon": 1, "num_samples": 12, "num_iterations": 1, "score": bold_or_safe, "verify": 12}
+    safe = MPCPolicy(env, futures=4, verify_noises=4, **size).reset(seed=0)
+    bold = MPCPolicy(env, futures=1, verify_noises=4, **size).reset(seed=0)
+    assert bold.act(observation)[0] == bold.plan.candidates[:, 0, 0].max()
+    assert abs(safe.act(observation)[0]) == safe.plan.candidates[:, 0, 0].abs().min()
 
 
 def test_scores_of_steps(directed):

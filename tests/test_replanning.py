@@ -10,6 +10,7 @@ import pytest
 
 from astra_env.actions import ACTION_MODALITIES
 from astra_env.geometry import axis_angle_to_matrix, make_pose
+from astra_env.models import WorldModel
 from policies.agents import load_policy
 from policies.evaluate import evaluate
 from policies.replanning import ReplanningPolicy, path_ahead
@@ -125,3 +126,21 @@ def test_it_is_a_policy_by_name(checkpoint):
     assert policy.imagined.unwrapped.world_model.frame_size == (32, 32)
     with pytest.raises(ValueError, match="optimizer is 'magic'"):
         ReplanningPolicy(policy.imagined, world, optimizer="magic")
+
+
+def test_its_options_stand_after_its_name(checkpoint, monkeypatch):
+    world = LastInfo(Strip("end_effector"))
+    imagined, step = [], WorldModel.step
+
+    def watched(self, state, *args, **kwargs):
+        imagined.append((len(state), len(state.seeds.unique())))
+        return step(self, state, *args, **kwargs)
+
+    monkeypatch.setattr(WorldModel, "step", watched)
+    name = "mpc:futures=3,num_samples=4,horizon=1,num_iterations=1,optimizer=random_shooting"
+    evaluate(world, load_policy(name, "Astra-RT1-v0", world, world_model=checkpoint), episodes=1)
+    assert imagined == [(12, 3)] * 7
+    with pytest.raises(ValueError, match=r"policy is 'mpc:magic=1', expected options of MPCPolicy \(.*'magic'"):
+        load_policy("mpc:magic=1", "Astra-RT1-v0", world, world_model=checkpoint)
+    with pytest.raises(ValueError, match="'futures' has no value, expected NAME=VALUE"):
+        load_policy("mpc:futures", "Astra-RT1-v0", world, world_model=checkpoint)

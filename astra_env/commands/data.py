@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 
 from astra_env.commands import Command
 from astra_env.envs import ENVIRONMENTS
-from astra_env.flags import add_flags, ask, from_flags
+from astra_env.flags import add_flags, ask, from_flags, named_value
 
 
 def _add_collect(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +61,7 @@ def _ingest(options: argparse.Namespace) -> None:
     config = from_flags(ingest.IngestConfig, options)
     told = any(getattr(options, field.name) != field.default for field in dataclasses.fields(ActionColumns))
     columns = from_flags(ActionColumns, options) if told else None
-    more = dict(_option(text) for text in options.option)
+    more = dict(named_value(text) for text in options.option)
     source = ingest.open_source(config, columns, more)
     try:
         source.open()
@@ -88,17 +87,6 @@ def _ingest(options: argparse.Namespace) -> None:
 
     manifest = ingest.ingest(config, source, confirm)
     print(f"{manifest} describes the episodes beside it; train with: astra-env train {manifest.parent} --out RUN")
-
-
-def _option(text: str) -> tuple[str, object]:
-    """NAME=VALUE; a value that is JSON is what it says, anything else a string."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"--option {text} has no value, expected NAME=VALUE.")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:

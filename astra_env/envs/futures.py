@@ -153,16 +153,21 @@ def reliability(predicted: np.ndarray, error: np.ndarray, num_bins: int = 10) ->
     )
 
 
-def worst_case(objective: Objective, num_futures: int) -> Objective:
-    """What a plan is worth in the worst of several futures.
+def worst_case(objective: Objective, num_futures: int, *, quantile: float = 0.0) -> Objective:
+    """What a plan is worth in the worst of several futures, or in that at a low quantile of them.
 
     The objective is called with each plan once a future, (num_futures N, horizon, A): first all plans for the first
     future, then all for the second. It gives every future noise of its own, the same for all plans.
     """
-    return lambda plans: _in_futures(objective, plans, num_futures).amin(0)
+    return lambda plans: _in_futures(objective, plans, num_futures).quantile(quantile, 0, interpolation="lower")
 
 
-def lower_bound(objective: Objective, num_futures: int, penalty: float = 1.0) -> Objective:
+def average(objective: Objective, num_futures: int) -> Objective:
+    """What a plan is worth on average over several futures; as `worst_case`."""
+    return lambda plans: _in_futures(objective, plans, num_futures).mean(0)
+
+
+def lower_bound(objective: Objective, num_futures: int, *, penalty: float = 1.0) -> Objective:
     """What a plan is worth on average over several futures, less ``penalty`` standard deviations; as `worst_case`."""
 
     def bound(plans: Tensor) -> Tensor:
