@@ -30,7 +30,7 @@ from astra_env.video import resize_frames
 from astra_env.visualization import RecordRerun
 from astra_env.visualization.stream import SERVER_MEMORY
 from astra_env.writing import write_json
-from benchmarks.runtime import machine
+from benchmarks.runtime import machine, resident_mb
 from benchmarks.writing import number, rounded, table
 
 ENVIRONMENT, DOMAIN = "Astra-RT1-v0", "robot"
@@ -211,7 +211,7 @@ def _stream(target: str, sizes: Sizes, watched: dict[str, int]) -> dict[str, Any
     env.action_space.seed(0)
     env.reset(seed=0)
     actions = [env.action_space.sample() for _ in range(100)]
-    memory: dict[str, list[float]] = {name: [] for name in watched}
+    memory: dict[str, list[float | None]] = {name: [] for name in watched}
     began = time.perf_counter()
     for step in tqdm(range(sizes.streamed_steps), desc="streamed", unit="step"):
         env.step(actions[step % len(actions)])
@@ -221,12 +221,6 @@ def _stream(target: str, sizes: Sizes, watched: dict[str, int]) -> dict[str, Any
     ms = 1000 * (time.perf_counter() - began) / sizes.streamed_steps
     env.close()
     return {"ms": ms, "memory_mb": memory}
-
-
-def resident_mb(process: int) -> float:
-    """Memory of a process in MB."""
-    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def _replay(shape: tuple[int, int, int]) -> Replay:

@@ -17,6 +17,7 @@ from rrd import numbers, read
 
 from astra_env.actions import ACTION_MODALITIES
 from astra_env.visualization import Recording, log_rollout
+from benchmarks.recording import viewer_server
 
 MODALITY = ACTION_MODALITIES["end_effector"]
 pytestmark = pytest.mark.filterwarnings("error")  # Rerun warns of what it cannot log
@@ -197,6 +198,14 @@ def test_a_viewer_elsewhere_gets_what_a_file_would(tmp_path):
         listening.wait(timeout=30)
     with warnings.catch_warnings(action="ignore"):  # it was cut off
         assert len(read(saved)["frames/imagined"]) == 3
+
+
+def test_a_viewer_that_was_closed_before_is_no_error():
+    with viewer_server() as (port, _):
+        recording = Recording(f"rerun+http://127.0.0.1:{port}/proxy")
+        recording.log_frames({"imagined": frames(1)})
+    recording.log_frames({"imagined": frames(1)})
+    recording.close()
 
 
 def test_a_viewer_that_is_opened_gets_limits_of_memory(monkeypatch):

@@ -90,7 +90,11 @@ class Stream:
 
     def close(self) -> None:
         """Send what is left, and give a file its name."""
-        self._stream.flush()
+        try:
+            self._stream.flush()
+        except RuntimeError:  # so does Rerun say that a viewer was closed before
+            if not self.live:
+                raise
         self._stream.disconnect()
         if self._path is not None:
             self._unfinished(self._path).replace(self._path)

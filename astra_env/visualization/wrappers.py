@@ -182,9 +182,11 @@ class RecordRerun(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def close(self) -> None:
         """Completes the file, unless it was opened elsewhere, and closes the environment."""
-        if self._owned:
-            self.recording.close()
-        super().close()
+        try:
+            if self._owned:
+                self.recording.close()
+        finally:
+            super().close()
 
 
 class RecordRerunVector(VectorWrapper[Any, Any, Any]):
@@ -211,8 +213,8 @@ class RecordRerunVector(VectorWrapper[Any, Any, Any]):
     ) -> None:
         super().__init__(env)
         self.rows = list(range(min(4, env.num_envs)) if rows is None else rows)
-        if wrong := [row for row in self.rows if not 0 <= row < env.num_envs]:
-            raise ValueError(f"rows {wrong} are to be recorded, expected 0 to {env.num_envs - 1}.")
+        if not self.rows or not {*self.rows} <= {*range(env.num_envs)}:
+            raise ValueError(f"rows {self.rows} are to be recorded, expected one or more of 0 to {env.num_envs - 1}.")
         world = env.unwrapped
         self._inside = Inside(world, routing=routing, denoising=denoising)
         modality = world.action_modality if isinstance(world, ImaginedWorlds) else None
@@ -265,9 +267,11 @@ class RecordRerunVector(VectorWrapper[Any, Any, Any]):
 
     def close(self, **kwargs: Any) -> None:
         """Completes the file, unless it was opened elsewhere, and closes the environments."""
-        if self._owned:
-            self.recording.close()
-        super().close(**kwargs)
+        try:
+            if self._owned:
+                self.recording.close()
+        finally:
+            super().close(**kwargs)
 
 
 def _end(terminated: bool, truncated: bool) -> str:
