@@ -145,6 +145,18 @@ def test_closing_the_window_goes_on_unseen(make, pygame):
     env.close()
 
 
+def test_a_window_that_another_one_has_closed_is_opened_again(make, pygame):
+    env, other = make(render_mode="human"), make(render_mode="human")
+    for e in (env, other):
+        e.reset(seed=1)
+    other.close()
+    env.step(env.action_space.sample())
+    pygame.display.set_mode((64, 48))  # as another engine may do
+    env.step(env.action_space.sample())
+    assert pygame.display.get_surface().get_size() == (448, 560)
+    env.close()
+
+
 @pytest.mark.filterwarnings("ignore:.*symmetric and normalized:UserWarning")
 def test_gymnasiums_checker_passes_with_a_window(make, pygame):
     check_env(make(render_mode="human").unwrapped)

@@ -63,22 +63,28 @@ class Window:
         time.sleep(max(0.0, self._due - now))
 
     def _events(self, shape: tuple[int, ...]) -> list[Any]:
-        """What the user did, in a window that is opened for pictures (H, W, 3) if it is not yet."""
+        """What the user did, in the window for pictures (H, W, 3)."""
         if self.closed:
             return []
-        if not self._opened:
-            try:
-                self._pygame.display.init()
-                self._pygame.display.set_mode((shape[1], shape[0]))
-            except self._pygame.error as error:
-                raise RuntimeError(
-                    f"No window can be opened here ({error}); choose render_mode='rgb_array', or set "
-                    "SDL_VIDEODRIVER=dummy to show it nowhere."
-                ) from error
-            self._pygame.display.set_caption(self.title)
-            self._opened = True
+        self._open((shape[1], shape[0]))
         events: list[Any] = self._pygame.event.get()
         return events
+
+    def _open(self, size: tuple[int, int]) -> None:
+        """Open the window if it is not; pygame has one for all, which others may have closed or opened anew."""
+        display = self._pygame.display
+        if display.get_init() and (screen := display.get_surface()) is not None and screen.get_size() == size:
+            return
+        try:
+            display.init()
+            display.set_mode(size)
+        except self._pygame.error as error:
+            raise RuntimeError(
+                f"No window can be opened here ({error}); choose render_mode='rgb_array', or set "
+                "SDL_VIDEODRIVER=dummy to show it nowhere."
+            ) from error
+        display.set_caption(self.title)
+        self._opened = True
 
     def close(self) -> None:
         """Close the window for good."""
