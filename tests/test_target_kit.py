@@ -13,7 +13,7 @@ from tiny import random_frames, save_checkpoint, seeded, tiny_world_model, write
 
 from astra_env.envs import REACHED
 from astra_env.envs.reward_kit import LearnedReward
-from astra_env.envs.rewards import LANE, Lane, Place, Remembering, Reward, joined
+from astra_env.envs.rewards import LANE, Lane, Place, Remembering, Reward, commanded, joined
 from astra_env.envs.target_kit import RememberedTarget, has_reward, load_reward
 from astra_env.models import WorldModel
 from astra_env.models.reward_model import RewardModel
@@ -26,7 +26,7 @@ REACH = "Astra-RT1-Reach-v0"
 @pytest.fixture
 def models():
     torch.manual_seed(0)
-    return [TargetModel(dim=8, latent_size=4).eval() for _ in range(2)]
+    return [TargetModel(dim=8, latent_size=4, num_outputs=6).eval() for _ in range(2)]
 
 
 @pytest.fixture
@@ -50,23 +50,41 @@ def test_a_place_rewards_being_near_and_never_ends(state):
 
 def test_places_of_rows_are_joined(state):
     places = [Place(torch.tensor([x, 0.0, 0.0], dtype=torch.float64)) for x in (0.0, 0.1, 0.2)]
-    together = joined(places)
-    assert isinstance(together, Place)
-    expected = torch.cat([place(state[row]).value for row, place in enumerate(places)])
-    torch.testing.assert_close(together(state).value, expected)
+    for here in (commanded, lambda state: state.newest.mean((2, 3))[:, :3]):
+        rows = [Place(place.place, here) for place in places]
+        together = joined(rows)
+        assert isinstance(together, Place)
+        expected = torch.cat([place(state[row]).value for row, place in enumerate(rows)])
+        torch.testing.assert_close(together(state).value, expected)
+    assert not isinstance(joined([places[0], Place(places[1].place, RememberedTarget)]), Place)
 
 
 @torch.no_grad()
 def test_what_was_seen_at_the_beginning_does_not_change_with_the_dream(models, state):
     target = RememberedTarget(models)
     assert isinstance(target, Remembering)
-    place = state.poses[:, :3, 3] + torch.stack([model(state.newest) for model in models]).mean(0)
+    told = torch.stack([model(state.newest) for model in models]).mean(0)
+    place = told[:, :3] + told[:, 3:]  # the gripper's, and from there to the target
     begun = target.begun(state)
-    there = moved(state, *place.tolist())
-    dreamt = dataclasses.replace(there, latents=there.latents + torch.randn_like(there.latents))
+    dreamt = dataclasses.replace(state, latents=state.latents + torch.randn_like(state.latents))
+    shown = torch.stack([model(dreamt.newest) for model in models]).mean(0)[:, 3:]
+    expected = 1 - (8 * (shown - place).norm(dim=1)).tanh()
     for row, reward in enumerate(begun):
-        assert reward(dreamt[row]).success.all()
-    assert not torch.allclose(target.targets(dreamt), place, atol=1e-3)  # what the dream shows does
+        torch.testing.assert_close(reward(dreamt[row]).value, expected[row : row + 1], atol=1e-5, rtol=0)
+    assert not torch.allclose(target.targets(dreamt).float(), place, atol=1e-3)  # what the dream shows does
+
+
+@torch.no_grad()
+def test_what_is_commanded_does_not_tell_where_an_arm_is(models, state):
+    """One that presses on a table is told to go on, and stays where it is seen."""
+    reward = RememberedTarget(models).begun(state)[0]
+    pressed = moved(state, (0, 0, -0.5), (0, 0, 0), (0, 0, 0))
+    torch.testing.assert_close(reward(pressed[0]).value, reward(state[0]).value)
+
+
+def test_models_of_something_else_are_told(models):
+    with pytest.raises(ValueError, match=r"tell \[6, 4\] numbers, expected 6 each"):
+        RememberedTarget([models[0], TargetModel(dim=8, latent_size=4, num_outputs=4)])
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +95,7 @@ def world(tmp_path_factory):
     for index, part in enumerate((task, task / "head_1")):
         part.mkdir()
         torch.manual_seed(index)
-        model = TargetModel(dim=8, latent_size=4)
+        model = TargetModel(dim=8, latent_size=4, num_outputs=6)
         torch.nn.init.zeros_(model.features[-1].bias)
         model.scale.fill_(3.0)  # random pictures have their targets in different places
         model.save(part)
@@ -195,13 +213,14 @@ def config(world, data, out="unused", **changes):
     return FitTargetConfig(str(data), task=REACH, out=str(out), world_model=world, **quick | changes)
 
 
-def test_examples_tell_the_way_from_the_gripper_to_the_cube(world, data):
-    latents, offsets, still = read_examples(config(world, data), WorldModel.from_pretrained(world), "heldout")
-    assert latents.shape[0] == len(offsets) == 2 * 2 * 9 and still.sum() == 18
+def test_examples_tell_the_gripper_and_the_way_to_the_cube(world, data):
+    latents, points, still = read_examples(config(world, data), WorldModel.from_pretrained(world), "heldout")
+    assert latents.shape[0] == len(points) == 2 * 2 * 9 and still.sum() == 18
     arrays = np.load(sorted((data / "heldout").iterdir())[0])
-    expected = arrays["objects"][::4, 0] - arrays["measured_poses"][::4, :3, 3]
-    np.testing.assert_allclose(offsets[:9, 0], expected, atol=1e-6)
-    np.testing.assert_allclose(offsets[18:27, 0], expected, atol=1e-6)
+    gripper = arrays["measured_poses"][::4, :3, 3]
+    expected = np.stack([arrays["objects"][::4, 0] - gripper, gripper], axis=1)
+    np.testing.assert_allclose(points[:9], expected, atol=1e-6)
+    np.testing.assert_allclose(points[18:27], expected, atol=1e-6)
 
 
 def test_it_learns_what_latents_show(world, data):
@@ -218,7 +237,8 @@ def test_a_fit_is_written_and_says_how_good_it_is(world, data, tmp_path):
     report = fit_target(config(world, data, tmp_path / "out", num_heads=2))
     assert json.loads((tmp_path / "out" / "targets.json").read_text()) == report
     assert len(RememberedTarget.load(tmp_path / "out").models) == 2
-    assert report["num_latents"] == 36 and 0 <= report["still_found"] <= 1 and report["recorded_metres_error"] > 0
+    assert report["num_latents"] == 36 and len(report["still_found"]) == 2  # the cube and the gripper
+    assert all(0 <= share <= 1 for share in report["still_found"]) and min(report["recorded_metres_error"]) > 0
 
 
 def test_wrong_input_is_told(world, data):

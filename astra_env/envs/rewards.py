@@ -100,18 +100,27 @@ class GoalReward:
         return Reward(-distance, distance < 0, {"goal_distance": distance})
 
 
+def commanded(state: WorldState) -> Tensor:
+    """Where the actions have led, metres (B, 3) as the episode's start sees them."""
+    return state.poses[:, :3, 3]
+
+
 class Place:
-    """Closeness of where the actions have led to a place (3,), in metres seen from the episode's start, or (B, 3).
+    """Closeness to a place (3,), in metres, or (B, 3).
 
     It counts as reached within ``REACHED``, which does not end the episode.
+
+    Args:
+        place: where to be, along the axes of ``here``.
+        here: where worlds are (B, 3).
     """
 
-    def __init__(self, place: Tensor) -> None:
-        self.place = place
+    def __init__(self, place: Tensor, here: Callable[[WorldState], Tensor] = commanded) -> None:
+        self.place, self.here = place, here
 
     def __call__(self, state: WorldState) -> Reward:
         """Reward 1 - tanh(8 d) at d metres from the place."""
-        distance = (state.poses[:, :3, 3] - self.place).square().sum(-1).add(1e-12).sqrt()
+        distance = (self.here(state) - self.place).square().sum(-1).add(1e-12).sqrt()
         there = distance < REACHED
         return Reward((1 - (8 * distance).tanh()).float(), distance < 0, {"target_distance": distance}, there)
 
@@ -156,9 +165,9 @@ def joined(functions: Sequence[RewardFunction]) -> RewardFunction:
     paths = [function.path for function in functions if isinstance(function, PathReward)]
     if len(paths) == len(functions) and len({path.shape for path in paths}) == 1:
         return PathReward(torch.stack(paths))
-    places = [function.place for function in functions if isinstance(function, Place)]
-    if len(places) == len(functions):
-        return Place(torch.stack(places))
+    places = [function for function in functions if isinstance(function, Place)]
+    if len(places) == len(functions) and all(place.here == places[0].here for place in places):
+        return Place(torch.stack([place.place for place in places]), places[0].here)
     lanes = [function for function in functions if isinstance(function, Lane)]
     if len(lanes) == len(functions) and all(lane.task is lanes[0].task for lane in lanes):
         return Lane(torch.stack([lane.points for lane in lanes]), lanes[0].task)

@@ -23,17 +23,24 @@ from astra_env.models.target_model import FILE_NAME, TargetModel
 class RememberedTarget:
     """Closeness to a target that stays where an episode's first latent has shown it.
 
-    A place (3 numbers, along fixed axes, for end effectors): see `Place`. The way ahead (pairs of numbers, as a vehicle
+    A place, for end effectors: see `Place`. How far they are from it is told by where the pictures show them, not by
+    what was commanded: an arm that presses on a table does not go on. The way ahead (pairs of numbers, as a vehicle
     sees it): see `Lane`, which a task's own reward is multiplied by.
 
     Args:
-        models: whose mean tells the target.
+        models: whose mean tells the points of a `astra_env.simulators.Target`.
         task: of lanes, the reward whose ends and value count beside.
     """
 
     def __init__(self, models: Sequence[TargetModel], task: RewardFunction | None = None) -> None:
         if not models:
             raise ValueError("There are 0 models, expected one or more that tell where the target is.")
+        if task is None and any(len(model.scale) != 6 for model in models):
+            told = [len(model.scale) for model in models]
+            raise ValueError(
+                f"The models tell {told} numbers, expected 6 each, of a target and an end effector; those of a lane "
+                "need heads of a reward beside them (astra-env fit-reward)."
+            )
         self.models, self.task = list(models), task
 
     @classmethod
@@ -45,22 +52,30 @@ class RememberedTarget:
         return cls([TargetModel.load(entry, device) for entry in folders if (entry / FILE_NAME).is_file()], task)
 
     def targets(self, state: WorldState) -> Tensor:
-        """Metres float64 (B, 3), or points of a lane (B, R, 2), as seen from where the episodes began."""
-        offsets = torch.stack([model(state.newest) for model in self.models]).mean(0).to(state.poses)
+        """Metres float64 (B, 3) from the robot's origin, or points of a lane (B, R, 2) from where episodes began."""
         if self.task is None:
-            return state.poses[:, :3, 3] + offsets
-        points, turns = offsets.unflatten(1, (-1, 2)), state.poses[:, :2, :2]
-        return state.poses[:, None, :2, 3] + points @ turns.transpose(1, 2)
+            return self._told(state, 3).sum(1)
+        return state.poses[:, None, :2, 3] + self._told(state, 2) @ state.poses[:, :2, :2].transpose(1, 2)
+
+    def here(self, state: WorldState) -> Tensor:
+        """Where pictures show end effectors, metres float64 (B, 3) from the robot's origin."""
+        return self._told(state, 3)[:, 1]
+
+    def _told(self, state: WorldState, num_dims: int) -> Tensor:
+        """Points (B, P, num_dims)."""
+        told = torch.stack([model(state.newest) for model in self.models]).mean(0)
+        return told.to(state.poses).unflatten(1, (-1, num_dims))
+
+    def _reward(self, targets: Tensor) -> RewardFunction:
+        return Place(targets, self.here) if self.task is None else Lane(targets, self.task)
 
     def begun(self, state: WorldState) -> list[RewardFunction]:
         """The reward of each episode that begins with one of these worlds."""
-        task = self.task
-        return [Place(target) if task is None else Lane(target, task) for target in self.targets(state)]
+        return [self._reward(target) for target in self.targets(state)]
 
     def __call__(self, state: WorldState) -> Reward:
         """Reward by what the newest latents show, for worlds whose beginning nobody has seen."""
-        targets = self.targets(state)
-        return (Place(targets) if self.task is None else Lane(targets, self.task))(state)
+        return self._reward(self.targets(state))(state)
 
 
 def has_reward(folder: Path) -> bool:

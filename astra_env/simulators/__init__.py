@@ -51,16 +51,20 @@ class Target:
     near: float
     """Metres within which a point counts as found."""
     offsets: Callable[[Mapping[str, np.ndarray]], np.ndarray]
-    """From those arrays, of T moments, to points (T, P, 2 or 3): of end effectors along the axes of the poses, of
-    vehicles as they see them."""
+    """From those arrays, of T moments, to points (T, P, 2 or 3).
+
+    Of vehicles those of the way ahead, as they see them. Of end effectors two, along the axes of the poses: from it to
+    the target, and itself from the poses' origin, because where actions meet a resistance only pictures tell.
+    """
+
+
+def _cube_and_gripper(told: Mapping[str, np.ndarray]) -> np.ndarray:
+    gripper = told["measured_poses"][:, :3, 3]
+    return np.stack([told["objects"][:, 0] - gripper, gripper], axis=1)
 
 
 TARGETS: dict[str, Target] = {
-    "Astra-RT1-Reach-v0": Target(
-        ("measured_poses", "objects"),
-        REACHED,
-        lambda told: (told["objects"][:, 0] - told["measured_poses"][:, :3, 3])[:, None],
-    ),
+    "Astra-RT1-Reach-v0": Target(("measured_poses", "objects"), REACHED, _cube_and_gripper),
     "Astra-NuScenes-v0": Target(("route",), 0.5, lambda told: told["route"]),
 }
 """Id -> what a model that was learned from recordings tells the place of, to be remembered in dreams."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,22 +52,18 @@ class FitTargetConfig:
             raise ValueError(f"task is {self.task!r}, expected one of {sorted(TARGETS)}.")
 
 
-def fit_target(config: FitTargetConfig) -> dict[str, float]:
+def fit_target(config: FitTargetConfig) -> dict[str, Any]:
     """Write OUT/target_model.safetensors, further models in OUT/head_I, and OUT/targets.json, which it returns.
 
-    It tells, on held-out episodes, how many metres the target is from where it is thought to be (mean of all moments
-    and points), in what share of them it is found as nearly as `Target.near` says, the same where one still picture is
+    It tells, on held-out episodes, how many metres each point of the target is from where it is thought to be (mean of
+    all moments), in what share of them it is found as nearly as `Target.near` says, the same where one still picture is
     all that is seen, and how far always guessing the mean would be off.
     """
     began = time.perf_counter()
     world_model = WorldModel.from_pretrained(config.world_model)
     train, heldout = (read_examples(config, world_model, split) for split in ("train", "heldout"))
     models = [train_target_model(train, config, index) for index in range(config.num_heads)]
-    guess, near = train[1].mean(0), TARGETS[config.task].near
-    report = {"num_latents": float(len(heldout[0])), "metres_guessing": _metres(guess, heldout[1]).mean().item()}
-    for name, part in (("recorded", ~heldout[2]), ("still", heldout[2])):
-        errors = _metres(_told(models, heldout[0][part], guess.shape[-1]), heldout[1][part])
-        report |= {f"{name}_metres_error": errors.mean().item(), f"{name}_found": (errors < near).float().mean().item()}
+    report = measure(models, heldout, train[1].mean(0), TARGETS[config.task].near)
     report |= {"num_heads": config.num_heads, "seconds": round(time.perf_counter() - began, 1)}
     out = Path(config.out)
     for index, model in enumerate(models):
@@ -74,6 +71,19 @@ def fit_target(config: FitTargetConfig) -> dict[str, float]:
         folder.mkdir(parents=True, exist_ok=True)
         model.save(folder)
     write_json(out / "targets.json", report)
+    return report
+
+
+def measure(
+    models: Sequence[TargetModel], examples: tuple[Tensor, Tensor, Tensor], guess: Tensor, near: float
+) -> dict[str, Any]:
+    """How far models are off on examples, as `fit_target` tells it; guess (P, 2 or 3) is the mean of other ones."""
+    latents, points, still = examples
+    report: dict[str, Any] = {"num_latents": len(latents), "metres_guessing": _metres(guess, points).mean(0).tolist()}
+    for name, part in (("recorded", ~still), ("still", still)):
+        errors = _metres(_told(models, latents[part], guess.shape[-1]), points[part])
+        report[f"{name}_metres_error"] = errors.mean(0).tolist()
+        report[f"{name}_found"] = (errors < near).float().mean(0).tolist()
     return report
 
 
