@@ -72,11 +72,14 @@ def test_an_absolute_field_is_toggled_or_set():
         {"sliders": {"dx": float("nan")}},
         {"mouse": [1]},
         {"mouse": [True, 0]},
+        {"id": "first"},
     ],
 )
-def test_a_wrong_input_is_one_sentence(message):
+def test_a_wrong_input_is_one_sentence_and_nothing_of_it_counts(message):
+    controls = Controls(ACTION_MODALITIES["end_effector"])
     with pytest.raises(ValueError, match=r"^[^\n]+\.$"):
-        Controls(ACTION_MODALITIES["end_effector"]).receive(message)
+        controls.receive({"keys": {"space": 1, "w": 1}} | message)
+    assert not controls.action().any()
 
 
 # Pictures

@@ -75,6 +75,8 @@ class Controls:
         mouse = message.get("mouse", (0, 0))
         if not isinstance(mouse, list | tuple) or len(mouse) != 2:
             raise ValueError(f"The mouse moved by {mouse!r}, expected pixels [right, down].")
+        right, down = (_number(pixels, "mouse") for pixels in mouse)
+        number = int(_number(message.get("id", 0), "id"))
         pressed = held.keys() - self._held.keys()
         for key in pressed:
             self._toggle(key)
@@ -82,8 +84,8 @@ class Controls:
         self._tapped |= self._held
         for index, value in moved.items():
             self.settings[index] = np.clip(value, self.modality.low[index], self.modality.high[index])
-        self._mouse += [_number(pixels, "mouse") for pixels in mouse]
-        self.newest = max(self.newest, int(_number(message.get("id", 0), "id")))
+        self._mouse += right, down
+        self.newest = max(self.newest, number)
         return bool(pressed)
 
     def action(self) -> np.ndarray:
