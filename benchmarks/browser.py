@@ -37,11 +37,19 @@ class Page:
         self._socket, self._numbers = socket, itertools.count(1)
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Call a method of the protocol; RuntimeError with what the browser says of a failure."""
+        """Call a method of the protocol.
+
+        Raises:
+            RuntimeError: with what the browser says of a failure.
+            ConnectionError: it has ended.
+        """
         number = next(self._numbers)
         await self._socket.send_json({"id": number, "method": method, "params": parameters})
         while True:  # events come in between
-            answer = json.loads((await self._socket.receive(timeout=_ANSWER_SECONDS)).data)
+            message = await self._socket.receive(timeout=_ANSWER_SECONDS)
+            if message.type is not aiohttp.WSMsgType.TEXT:
+                raise ConnectionError(f"The browser has ended before it answered {method}.")
+            answer = json.loads(message.data)
             if answer.get("id") == number:
                 if "error" in answer:
                     raise RuntimeError(f"{method} failed: {answer['error']['message']}")
@@ -84,7 +92,12 @@ class Page:
 
 @contextlib.asynccontextmanager
 async def open_page(address: str, size: tuple[int, int] = (1280, 720)) -> AsyncIterator[Page]:
-    """A page in a fresh browser with a window of that many pixels; FileNotFoundError where there is no browser."""
+    """A page in a fresh browser with a window of that many pixels.
+
+    Raises:
+        FileNotFoundError: there is no browser.
+        RuntimeError: it does not start.
+    """
     browser = find_browser()
     if browser is None:
         raise FileNotFoundError(f"There is no browser; install one of {NAMES}.")
@@ -95,7 +108,7 @@ async def open_page(address: str, size: tuple[int, int] = (1280, 720)) -> AsyncI
             stderr=asyncio.subprocess.DEVNULL,
         )
         try:
-            port = await _port(Path(profile) / "DevToolsActivePort")
+            port = await _port(Path(profile) / "DevToolsActivePort", process)
             async with aiohttp.ClientSession() as session:
                 async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
                     pages = [entry for entry in await answer.json(content_type=None) if entry["type"] == "page"]
@@ -113,13 +126,16 @@ async def open_page(address: str, size: tuple[int, int] = (1280, 720)) -> AsyncI
                     await page.wait_for("location.href !== 'about:blank' && document.readyState === 'complete'")
                     yield page
         finally:
-            process.terminate()
+            if process.returncode is None:
+                process.terminate()
             await process.wait()
 
 
-async def _port(file: Path) -> int:
-    """The port that the browser writes down once it listens."""
+async def _port(file: Path, process: asyncio.subprocess.Process) -> int:
+    """The port that the browser writes down once it listens; RuntimeError where it ends before."""
     async with asyncio.timeout(_START_SECONDS):
         while not file.is_file() or not file.read_text().strip():
+            if process.returncode is not None:
+                raise RuntimeError(f"The browser has ended with code {process.returncode} before it showed a page.")
             await asyncio.sleep(0.05)
     return int(file.read_text().split()[0])

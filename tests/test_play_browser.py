@@ -48,6 +48,20 @@ def visit(scenario, environment: str, **config) -> None:
     asyncio.run(go())
 
 
+def test_a_browser_that_does_not_start_or_goes_away_is_told(monkeypatch):
+    async def go() -> None:
+        async with open_page("data:text/html,here") as page:
+            await page.call("Browser.close")
+            with pytest.raises(ConnectionError, match="has ended before it answered"):
+                await page.wait_for("false")
+        monkeypatch.setattr("benchmarks.browser.find_browser", lambda: "false")
+        with pytest.raises(RuntimeError, match="ended with code 1 before it showed a page"):
+            async with open_page("about:blank"):
+                pass
+
+    asyncio.run(asyncio.wait_for(go(), 60))
+
+
 async def grey(page) -> np.ndarray:
     """What is on the canvas, float32 (H, W)."""
     encoded = np.frombuffer(base64.b64decode(await page.evaluate(PICTURE)), np.uint8)
