@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 from benchmarks.figures import COLOURS, GREY, figure_svg, new_figure, styled, write_figure
 
 Results = Mapping[str, Any]
+ON_THE_WAY = ": on the way of learning"
 LINES = {
     "true": ("imagined, true actions", "o-", COLOURS[0]),
     "shuffled": ("imagined, another episode's actions", "s-", COLOURS[1]),
@@ -125,13 +128,9 @@ def draw_inertia(results: Results) -> Any:
     lengths = results["lengths"]
     for colour, (name, entry) in zip(COLOURS, results["domains"].items(), strict=False):
         for step, style in zip(results["steps"], ("-", "--"), strict=False):
-            look: dict[str, Any] = {
-                "color": colour,
-                "linestyle": style,
-                "label": f"{name}, {step} step{'s' * (step > 1)} ahead",
-            }
+            label = f"{name}, {step} step{'s' * (step > 1)} ahead"
             for axes, measure in zip(panels, ("psnr", "margin"), strict=False):
-                _band(axes, lengths, entry, f"{measure}_{step}", **look)
+                _band(axes, lengths, entry, f"{measure}_{step}", color=colour, linestyle=style, label=label)
         _band(panels[2], lengths, entry, "followed", scale=100, color=colour, label=name)
     titles = ("Quality", "What actions are worth", "Actions that go the right way")
     for axes, title, label in zip(panels, titles, ("PSNR, dB", "dB more than under another's", "%"), strict=True):
@@ -192,7 +191,7 @@ def draw_planning(results: Results) -> Any:
         budgets = {agent: row for agent, row in timed.items() if agent.endswith(" ms")}
         _successes(axes, budgets, "o-", COLOURS[0], "time budget")
         others = {agent: row for agent, row in timed.items() if agent not in budgets}
-        for colour, style, agent in zip((*COLOURS[1:4], COLOURS[5]), "s^D*", others, strict=False):
+        for colour, style, agent in zip(cycle((*COLOURS[1:4], COLOURS[5])), cycle("s^D*X"), others, strict=False):
             _successes(axes, {agent: others[agent]}, style, colour, agent)
         for agent in task["agents"].keys() - timed.keys():
             axes.axhline(100 * task["agents"][agent]["success"], linestyle=":", color=GREY, label=agent)
@@ -218,14 +217,14 @@ def draw_policies(results: Results) -> Any:
     for axes, (name, told) in zip(panels, results["environments"].items(), strict=True):
         groups: dict[str, list[Any]] = {}
         for label, agent in told["agents"].items():
-            kind = "on the way there, step by step" if label.startswith("imagination, ") else label
+            kind = re.sub(r", \d+ steps$", ON_THE_WAY, label)
             if agent.get("imagination"):
                 groups.setdefault("cloned, partly random" if "at random" in label else kind, []).append(agent)
         for index, (kind, members) in enumerate(groups.items()):
             x, y = ([agent[side]["mean_kept_return"] for agent in members] for side in ("imagination", "simulator"))
             bars = [_reach(members, side) for side in ("simulator", "imagination")]
             look: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "markersize": 5, "linewidth": 0.8}
-            style = "osD^vP"[index % 6] + ("-" if kind.startswith("on the way") else "")
+            style = "osD^vPX"[index % 7] + ("-" if kind.endswith(ON_THE_WAY) else "")
             axes.errorbar(x, y, *bars, fmt=style, label=kind, zorder=4 - len(members) / 50, **look)
         ends = [min(*axes.get_xlim(), *axes.get_ylim()), max(*axes.get_xlim(), *axes.get_ylim())]
         axes.plot(ends, ends, "--", color=GREY, linewidth=1, label="the same in both")

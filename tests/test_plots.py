@@ -72,7 +72,12 @@ MADE_UP = {
     "policies": {
         "environments": {
             "Astra-RT1-Reach-v0": {
-                "agents": {"random": BOTH, "imagination, 10 steps": BOTH, "MPC": {"simulator": RETURNED}},
+                "agents": {
+                    "random": BOTH,
+                    "imagination, 10 steps": BOTH,
+                    "simulator, 9 steps": BOTH,
+                    "MPC": {"simulator": RETURNED},
+                },
                 "ranking": None,
             }
         }
@@ -93,7 +98,7 @@ SERIES = {  # lines with names, by panel
     "first_light": [4, 4],
     "uncertainty": [2],
     "planning": [3],
-    "policies": [3],
+    "policies": [4],
     "speed": [2, 2],
 }
 
@@ -125,6 +130,18 @@ def test_lines_are_at_the_measured_values():
     assert len(right.get_ydata()) == 4  # three actions that were measured, and back to the first
     obeyed = PLOTS["inertia"].figure(MADE_UP["inertia"]).axes[2].get_lines()
     assert [line.get_label() for line in obeyed] == ["robot"] and list(obeyed[0].get_ydata()) == [90, 70]
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_no_two_series_of_a_panel_look_alike(name):
+    source = RESULTS / f"{PLOTS[name].results}.json"
+    if not source.is_file():
+        pytest.skip(f"{source.name} has not been measured")
+    for axes in PLOTS[name].figure(json.loads(source.read_text())).axes:
+        handles, labels = axes.get_legend_handles_labels()
+        lines = [handle[0] if isinstance(handle, tuple) else handle for handle in handles]  # one with its bars
+        looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}
+        assert len(looks) == len(set(labels)) == len(labels)
 
 
 @pytest.mark.parametrize("name", PLOTS)
