@@ -61,7 +61,9 @@ SECTIONS: dict[str, Section] = {
         "Planning in imagination, acting for real", "astra-bench planning", "benchmarks.planning:render_planning"
     ),
     "policies": Section(
-        "Policies", "astra-bench policies --runs RUNS --ids Astra-RT1-Reach-v0", "benchmarks.policies:render_policies"
+        "Policies",
+        "astra-bench policies --runs RUNS --ids Astra-RT1-Reach-v0 Astra-NuScenes-v0",
+        "benchmarks.policies:render_policies",
     ),
     "learning": Section("Learning: steps a second", "astra-bench learning", "benchmarks.learning:render_learning"),
     "speed": Section("Speed on a CPU", "astra-bench speed", "benchmarks.speed_report:render_speed"),
@@ -171,7 +173,7 @@ def _values(values: Mapping[str, Any]) -> str:
     rows = "".join(
         f"<tr><td>{html.escape(key)}</td><td>{html.escape(_shown(value))}</td></tr>"
         for key, value in values.items()
-        if key not in ("notes",)
+        if key != "notes"
     )
     return f'<div class="table"><table class="values"><tbody>{rows}</tbody></table></div>'
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -12,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks.cli import main
+from benchmarks.cli import COMMANDS, main
 from benchmarks.html_report import SECTIONS, from_markdown, write_html
 from benchmarks.plots import PLOTS
 
@@ -104,6 +105,17 @@ def test_it_is_told_how_everything_was_measured(text):
         assert "astra-bench " in how and ("torch: 2" in how or path.stem not in SECTIONS)
     assert "<td>seed</td><td>7000000</td>" in text  # of policies
     assert "color-scheme: light dark" in text and "prefers-color-scheme: dark" in text
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_what_stands_there_as_a_command_is_one(name, monkeypatch):
+    program, command, *arguments = SECTIONS[name].command.split()
+    given = []
+    monkeypatch.setitem(COMMANDS, command, dataclasses.replace(COMMANDS[command], run=given.append))
+    main([command, *arguments])
+    assert program == "astra-bench" and len(given) == 1
+    if name == "policies" and (RESULTS / "policies.json").is_file():
+        assert set(given[0].ids) == json.loads((RESULTS / "policies.json").read_text())["environments"].keys()
 
 
 def test_markdown_becomes_tables_folded_parts_and_pictures(tmp_path):
