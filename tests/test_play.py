@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from rrd import numbers, read
@@ -264,6 +265,8 @@ def test_a_fork_that_began_before_its_recording_is_one_from_the_start(play, tmp_
         np.testing.assert_allclose(steering(entities, prefix), [0.0], atol=1e-6)
     *shown, black = entities["forks/1/frames/imagined"]  # the next episode begins
     assert [row.frame for row in shown] == [4, 5, 6, 7] and black.frame > 7
+    encoded = np.array(black.values["EncodedImage:blob"][0], np.uint8)
+    assert cv2.imdecode(encoded, cv2.IMREAD_COLOR).max() < 8
 
 
 def test_recording_stops_where_it_would_be_too_large(play, monkeypatch, tmp_path):

@@ -112,6 +112,9 @@ def test_plans_are_a_fan_from_bad_to_good_with_the_chosen_one_in_front(tmp_path)
     with Recording(tmp_path / "out.rrd", modality=MODALITY) as recording:
         recording.log_frames({"imagined": frames(1)})
         recording.log_candidates(plans, np.array([0.3, 0.9, 0.1]))
+        recording.log_frames({"imagined": frames(1)})
+        recording.log_candidates(plans, np.array([np.nan, 0.9, 0.1]))
+        recording.log_candidates(plans, np.full(3, -np.inf))
         recording.log_plan(np.array([[0.1, 0.0], [0.9, 0.2]]))
         with pytest.raises(ValueError, match=r"poses \(3, 2, 4, 4\) and scores \(2,\), expected"):
             recording.log_candidates(plans, np.zeros(2))
@@ -119,6 +122,9 @@ def test_plans_are_a_fan_from_bad_to_good_with_the_chosen_one_in_front(tmp_path)
     fan, best = (entities[f"world/plans/{name}"][0].values for name in ("considered", "chosen"))
     assert [strip[-1][1] for strip in fan["LineStrips3D:strips"]] == [2, 0, 1]
     assert len(set(fan["LineStrips3D:colors"])) == 3
+    (_, finite), (_, better) = entities["world/plans/considered"], entities["world/plans/chosen"]  # of the second frame
+    assert [strip[-1][1] for strip in finite.values["LineStrips3D:strips"]] == [2, 1]
+    assert better.values["LineStrips3D:strips"] == best["LineStrips3D:strips"]
     assert best["LineStrips3D:strips"] == [fan["LineStrips3D:strips"][-1]]
     # negative radii are points of the screen
     assert abs(best["LineStrips3D:radii"][0]) > abs(fan["LineStrips3D:radii"][0])
@@ -178,6 +184,9 @@ def test_lengths_that_do_not_fit_are_refused(tmp_path):
             recording.log_frames({"imagined": frames(9), "recorded": frames(3)})
         with pytest.raises(ValueError, match="9 frames do not fit 3 actions"):
             log_rollout(recording, {"imagined": frames(9)}, np.zeros((3, 7)))
+    recording = Recording(tmp_path / "out.rrd", modality=MODALITY)
+    with pytest.raises(ValueError, match=r"has shape \(2,\), expected \(7,\): dx, dy"):
+        recording.log_action(np.zeros(2))
 
 
 def test_a_viewer_elsewhere_gets_what_a_file_would(tmp_path):

@@ -159,10 +159,12 @@ class Recording:
             action: in the modality's units.
             keys: names of the keys that stand for it, where keys do.
         """
-        if not self._layout.holds(self._prefix, "action"):
-            self._name_curves()
         values = np.atleast_1d(action).astype(float)
         fields = self.modality.fields if self.modality else [str(index) for index in range(len(values))]
+        if values.shape != (len(fields),):
+            raise ValueError(f"the action has shape {values.shape}, expected ({len(fields)},): {', '.join(fields)}")
+        if not self._layout.holds(self._prefix, "action"):
+            self._name_curves()
         self.log_scalars({f"action/{field}": value for field, value in zip(fields, values, strict=True)})
         if self.modality is not None and self.num_frames:
             over, marks = f"frames/{self._view}/action", action_marks(self.modality, values, self._size)
@@ -196,7 +198,7 @@ class Recording:
 
         Args:
             poses: (N, horizon + 1, 4, 4) that each plan leads through, seen from the start of the episode.
-            scores: (N,), larger is better.
+            scores: (N,), larger is better; plans whose score is not finite are left out.
         """
         if len(poses) != len(scores) or len(scores) == 0 or np.shape(poses)[2:] != (4, 4):
             raise ValueError(
@@ -204,10 +206,14 @@ class Recording:
                 "and (N,), at least one."
             )
         order = np.argsort(scores, kind="stable")
+        order = order[np.isfinite(scores)[order]]
+        if len(order) == 0:
+            return
+        poses, scores = poses[order], scores[order]
         self._layout.add(self._prefix, "world")
-        self._layout.reach(np.asarray(poses)[..., :3, 3].reshape(-1, 3))
-        self._log("world/plans/considered", shapes.fan(np.asarray(poses)[order], np.asarray(scores)[order]))
-        self._log("world/plans/chosen", shapes.chosen(poses[order[-1]], float(scores[order[-1]])))
+        self._layout.reach(poses[..., :3, 3].reshape(-1, 3))
+        self._log("world/plans/considered", shapes.fan(poses, scores))
+        self._log("world/plans/chosen", shapes.chosen(poses[-1], float(scores[-1])))
 
     def log_target(self, path: np.ndarray) -> None:
         """Shows the path (T + 1, 4, 4) that the episode is to follow."""
