@@ -30,7 +30,12 @@ from policies.worlds import LastInfo, make_imagined, make_real
 
 IN_SIMULATOR_ONLY = ("expert", "mpc")
 """Policies that need to know more than pictures, or that plan in the very world that they would act in."""
-LEARNED, LEARNED_FOR_REAL = "learned in imagination", "learned in the simulator"
+FINALS: dict[str, tuple[str, str]] = {
+    "imagination": ("learned in imagination", BEST),
+    "without_pessimism": ("learned in imagination without pessimism", BEST),
+    "simulator": ("learned in the simulator", POLICY),
+}
+"""Run of an id -> what its policy is called, and which of the run's policies that is."""
 SHARES = (0.25, 0.5, 0.75)
 """Of steps at random, which make policies of differing strength of one."""
 
@@ -55,8 +60,8 @@ def policies(
     """Measure every policy of every id; what ``out`` holds already, of the same setting, is not measured again.
 
     Args:
-        runs: folder of what `astra-policy train` wrote for policies that see latents, ID/imagination and ID/simulator,
-            and of what `astra-policy clone` wrote, ID/clone; those of them that are there.
+        runs: folder of what `astra-policy train` wrote for policies that see latents, ID/imagination and the other
+            ``FINALS``, and of what `astra-policy clone` wrote, ID/clone; those of them that are there.
         ids: environment ids.
         out: results file.
         sizes: how much is measured.
@@ -78,7 +83,7 @@ def policies(
                 told["ranking"] = ranking(told["agents"])
                 write_json(out, rounded(results))
         worlds.close()
-        told["runs"] = {kind: _told_of_run(runs / environment / kind) for kind in ("imagination", "simulator")}
+        told["runs"] = {kind: _told_of_run(runs / environment / kind) for kind in FINALS}
         write_json(out, rounded(results))
     return rounded(results)
 
@@ -94,7 +99,7 @@ class Candidate:
 def candidates(runs: Path) -> dict[str, Candidate]:
     """Label -> policy: what every id has, what was learned, and on the way there; a clone by several shares."""
     found = {"random": Candidate("random"), "scripted expert": Candidate("expert"), "MPC": Candidate("mpc")}
-    finals = {LEARNED: runs / "imagination" / BEST, LEARNED_FOR_REAL: runs / "simulator" / POLICY}
+    finals = {label: runs / kind / name for kind, (label, name) in FINALS.items()}
     found |= {label: Candidate(str(path)) for label, path in finals.items() if path.is_file()}
     for kind in ("imagination", "simulator"):
         steps = sorted(int(path.stem) for path in (runs / kind / CHECKPOINTS).glob("*.zip"))
@@ -226,6 +231,8 @@ def _told_of_run(folder: Path) -> dict[str, Any] | None:
         "learning_rate",
         "seed",
         "read_by",
+        "reward",
+        "pessimism",
     )
     steps = max((int(path.stem) for path in (folder / CHECKPOINTS).glob("*.zip")), default=None)
     return {name: config.get(name) for name in names} | {"steps": steps}

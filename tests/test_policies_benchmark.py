@@ -12,8 +12,7 @@ from astra_env.actions import ACTION_MODALITIES
 from astra_env.geometry import make_pose
 from benchmarks import policies as bench
 from benchmarks.policies import (
-    LEARNED,
-    LEARNED_FOR_REAL,
+    FINALS,
     SHARES,
     Candidate,
     SameStarts,
@@ -101,8 +100,9 @@ def test_a_run_is_known_by_its_files(tmp_path):
         (tmp_path / "imagination" / "checkpoints" / f"{step}.zip").touch()
     found = candidates(tmp_path)
     # what learned in imagination is chosen there; in the simulator, it is the last one
-    assert found[LEARNED] == Candidate(str(tmp_path / "imagination" / "best.zip"))
-    assert found[LEARNED_FOR_REAL] == Candidate(str(tmp_path / "simulator" / "policy.zip"))
+    for kind, file in {"imagination": "best.zip", "simulator": "policy.zip"}.items():
+        assert found[FINALS[kind][0]] == Candidate(str(tmp_path / kind / file))
+    assert FINALS["without_pessimism"][0] not in found
     assert list(found)[-2:] == ["imagination, 900 steps", "imagination, 10000 steps"]
     (tmp_path / "clone").mkdir()
     shares = [candidate.random_share for candidate in candidates(tmp_path).values()][-4:]
@@ -201,7 +201,7 @@ def test_the_setting_of_a_run_is_told(checkpoint, tmp_path, stage):
     run = tmp_path / ID / "simulator"
     (run / "checkpoints").mkdir(parents=True)
     names = ("algorithm", "where", "observation", "episode_steps", "num_worlds")
-    names += ("gamma", "learning_rate", "seed", "read_by")
+    names += ("gamma", "learning_rate", "seed", "read_by", "reward", "pessimism")
     (run / "policy_config.json").write_text(json.dumps(dict.fromkeys(names, "told") | {"out": "elsewhere"}))
     for step in (8, 16):
         (run / "checkpoints" / f"{step}.zip").touch()
