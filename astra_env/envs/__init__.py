@@ -54,8 +54,8 @@ ENVIRONMENTS: dict[str, EnvironmentSpec] = {
         modality="end_effector",
         domain="robot",
         description="the robot arm of Astra-RT1-v0, which is to be at the red cube",
-        rewards="1 - tanh(8 d) at d metres from the middle of the gripper to that of "
-        f"the red cube, where models that were trained on recordings see the one now and the other at the beginning; within "
+        rewards="1 - tanh(8 d) at d metres from the middle of the gripper, where models that were trained on "
+        "recordings see it now, to that of the red cube, where they saw it at the beginning; within "
         f"{REACHED} m, `info['success']` is true.",
         episode_end="Nothing else ends an episode: the gripper is to stay there.",
         task="reach",
