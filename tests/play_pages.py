@@ -11,7 +11,7 @@ import aiohttp
 from aiohttp.test_utils import TestClient, TestServer
 
 from astra_env.play.packets import unpack
-from astra_env.play.server import PlayConfig, PlayServer
+from astra_env.play.server import PlayConfig, PlayServer, serve
 
 CAR = "Astra-NuScenes-v0"
 
@@ -82,6 +82,19 @@ class Page:
         await self.ask("step", id=self.inputs)
         await self.until(lambda: self.told["step"] == before + 1 and self.header["input"] == self.inputs)
         return self.told
+
+
+@contextlib.asynccontextmanager
+async def serving(config: PlayConfig, host: str = "127.0.0.1"):
+    """The address of a server; OSError where it cannot listen."""
+    address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    server = asyncio.create_task(serve(config, host, port=0, announce=address.set_result))
+    try:
+        await asyncio.wait([server, address], return_when=asyncio.FIRST_COMPLETED)
+        yield address.result() if address.done() else await server
+    finally:
+        server.cancel()
+        await asyncio.gather(server, return_exceptions=True)
 
 
 def run_scenario(scenario, config: PlayConfig) -> None:

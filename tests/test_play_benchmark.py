@@ -7,7 +7,9 @@ import json
 import os
 from pathlib import Path
 
-from astra_env.play.server import PlayConfig, serve
+from play_pages import serving
+
+from astra_env.play.server import PlayConfig
 from benchmarks import play
 from benchmarks.play import Sizes, render_play
 
@@ -19,16 +21,11 @@ def test_the_client_measures_what_the_server_does(checkpoint, monkeypatch, tmp_p
     sizes = Sizes(presses=2, streamed_steps=6, memory_points=3)
 
     async def measure() -> dict:
-        address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         config = PlayConfig(play.IDS[1], {"world_model": checkpoint, "device": "cpu"}, out=str(tmp_path))
-        serving = asyncio.create_task(serve(config, port=0, announce=address.set_result))
-        try:
-            told = await play._one_visitor(await address, sizes)
-            several = await play._several(await address, 2, sizes.presses)
-            memory = await play._stream(await address, os.getpid(), sizes)
-        finally:
-            serving.cancel()
-            await asyncio.gather(serving, return_exceptions=True)
+        async with serving(config) as address:
+            told = await play._one_visitor(address, sizes)
+            several = await play._several(address, 2, sizes.presses)
+            memory = await play._stream(address, os.getpid(), sizes)
         several = {"environment": play.IDS[1], "visitors": {"2": several}}
         return {"key_to_picture": {play.IDS[1]: told}, "several": several, "memory": memory}
 

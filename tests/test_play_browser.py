@@ -10,8 +10,9 @@ import re
 import cv2
 import numpy as np
 import pytest
+from play_pages import serving
 
-from astra_env.play.server import PlayConfig, serve
+from astra_env.play.server import PlayConfig
 from benchmarks.browser import find_browser, open_page
 
 pytestmark = [
@@ -32,18 +33,12 @@ def visit(scenario, environment: str, **config) -> None:
     """Run an async function of a page that shows the world."""
 
     async def go() -> None:
-        address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        options = {"device": "cpu"}
-        serving = asyncio.create_task(
-            serve(PlayConfig(environment, options, **config), port=0, announce=address.set_result)
-        )
-        try:
-            async with open_page(await address) as page:
-                await page.wait_for(f"{STEP} > 0")
-                await asyncio.wait_for(scenario(page), 60)
-        finally:
-            serving.cancel()
-            await asyncio.gather(serving, return_exceptions=True)
+        async with (
+            serving(PlayConfig(environment, {"device": "cpu"}, **config)) as address,
+            open_page(address) as page,
+        ):
+            await page.wait_for(f"{STEP} > 0")
+            await asyncio.wait_for(scenario(page), 60)
 
     asyncio.run(go())
 
