@@ -164,7 +164,7 @@ const keys = { p: "play", ",": "back", ".": "step", backspace: "second", n: "res
 // A seed that was typed in counts once; then each start has the next one.
 let typed = false;
 function seedOf() {
-  const seed = Number(get("seed").value) + (typed ? 0 : 1);
+  const seed = Math.trunc(Number(get("seed").value)) + (typed ? 0 : 1);
   typed = false;
   get("seed").value = seed;
   return seed;
