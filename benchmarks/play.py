@@ -233,7 +233,12 @@ def render_play(results: dict[str, Any]) -> str:
         [f"`{several['environment']}`, {count} visitors at once", "–", both(entry), "–"]
         for count, entry in several["visitors"].items()
     ]
-    header = ["key to picture: median / 95th of 100, ms", "page in Chromium", "client without a screen", "single step"]
+    header = [
+        f"key to picture: median / 95th of {results['presses']}, ms",
+        f"page in Chromium (of {results['page_presses']})",
+        "client without a screen",
+        "single step",
+    ]
     resident = results["memory"]["resident"]
     first, last = resident[0], resident[-1]
     memory = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 from play_pages import serving
@@ -29,14 +30,15 @@ def test_the_client_measures_what_the_server_does(checkpoint, monkeypatch, tmp_p
         several = {"environment": play.IDS[1], "visitors": {"2": several}}
         return {"key_to_picture": {play.IDS[1]: told}, "several": several, "memory": memory}
 
-    results = asyncio.run(asyncio.wait_for(measure(), 60))
+    results = asdict(sizes) | asyncio.run(asyncio.wait_for(measure(), 60))
     told = results["key_to_picture"][play.IDS[1]]
     assert told["page"] is None
     for entry in (told["running"], told["single_step"]):
         assert 0 < entry["p50"] <= entry["p95"] < 5000 and entry["n"] == 2
     assert results["several"]["visitors"]["2"]["n"] == 2 and results["several"]["visitors"]["2"]["pace"] > 0
     assert [entry["steps"] for entry in results["memory"]["resident"]] == [2, 4, 6]
-    assert "2 visitors at once" in render_play(results)
+    text = render_play(results)
+    assert "2 visitors at once" in text and "95th of 2, ms | page in Chromium (of 60)" in text
 
 
 def test_the_table_shows_the_committed_results():
