@@ -81,7 +81,8 @@ def test_pages_of_other_sites_are_turned_away(run_pages):
         with pytest.raises(aiohttp.WSServerHandshakeError):
             await client.ws_connect("/socket", headers={"Origin": "http://elsewhere.example"})
         for path in ("/page/../server.py", "/page/%2e%2e/server.py", "/files/x/y", "/nothing"):
-            assert (await client.get(path)).status == 404
+            answer = await client.get(path)
+            assert answer.status == 404 and answer.headers["X-Content-Type-Options"] == "nosniff"
         assert (await client.get("/page/play.js")).status == 200
 
     run_pages(scenario)

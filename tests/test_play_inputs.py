@@ -73,6 +73,7 @@ def test_an_absolute_field_is_toggled_or_set():
         {"mouse": [1]},
         {"mouse": [True, 0]},
         {"id": "first"},
+        {"id": 10**400},
     ],
 )
 def test_a_wrong_input_is_one_sentence_and_nothing_of_it_counts(message):

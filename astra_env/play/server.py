@@ -101,7 +101,11 @@ class PlayServer:
             raise web.HTTPForbidden(text=f"This server is not {host}; open it by its address or as localhost.")
         if origin is not None and urlsplit(origin).netloc != host:
             raise web.HTTPForbidden(text=f"Pages of {origin} may not use this server.")
-        response = await handler(request)
+        try:
+            response = await handler(request)
+        except web.HTTPException as refused:
+            refused.headers.update(HEADERS)
+            raise
         if not response.prepared:
             response.headers.update(HEADERS)
         return response
