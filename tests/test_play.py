@@ -294,7 +294,7 @@ def test_words_are_for_worlds_that_read(play):
         world.set_prompt("rain")
 
 
-def test_new_words_hold_in_all_branches_from_the_next_step_on(monkeypatch):
+def test_new_words_hold_in_all_branches_from_the_next_step_on(monkeypatch, tmp_path):
     world_model = tiny_world_model(text_dim=TEXT_DIM)
     world_model.text_encoder = Words()
     monkeypatch.setattr("astra_env.envs.worlds.load_world_model", lambda name, device: world_model)
@@ -305,6 +305,7 @@ def test_new_words_hold_in_all_branches_from_the_next_step_on(monkeypatch):
         with pytest.raises(ValueError, match="no world yet; begin from a picture"):
             needs_one()
     world.reset(0, IMAGE)
+    world.record(True)
     world.fork(YOU)
     ends = []
     for text in ("rain", "rain", "sun"):
@@ -315,6 +316,8 @@ def test_new_words_hold_in_all_branches_from_the_next_step_on(monkeypatch):
     assert ends[0] == ends[1] and ends[0][0] == ends[0][1] != ends[2][0] == ends[2][1]
     with pytest.raises(ValueError, match="1000 at most"):
         world.set_prompt("rain " * 300)
+    (clip,) = load_dataset("lerobot", world.save(tmp_path / "set").dataset)
+    assert clip.text == "sun"
 
 
 # Keys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from astra_env.datasets import Clip
 from astra_env.envs.env import AstraEnv
 from astra_env.envs.export import clip_of, export
 from astra_env.play.take import Take
@@ -41,10 +43,7 @@ def save_takes(env: AstraEnv, takes: Sequence[Take], path: Path) -> Saved:
     """
     if not takes:
         raise ValueError("Nothing is recorded yet; press Record and go on for a step at least.")
-    clips = [
-        clip_of(env, [moment.info for moment in take.moments], _actions(take.moments), f"{path.name}, {index}")
-        for index, take in enumerate(takes)
-    ]
+    clips = [_clip(env, take, f"{path.name}, {index}") for index, take in enumerate(takes)]
     path.parent.mkdir(parents=True, exist_ok=True)
     export(clips, path, "lerobot")
     # named unlike the folder while it grows, so that no half of it is taken for the whole
@@ -53,9 +52,11 @@ def save_takes(env: AstraEnv, takes: Sequence[Take], path: Path) -> Saved:
     return Saved(path, archive, _save_rerun(env, takes, path.with_name(f"{path.name}.rrd"), clips[0].fps))
 
 
-def _actions(moments: Sequence[Moment]) -> np.ndarray:
-    """Physical actions (N, A) between the N + 1 moments."""
-    return np.stack([moment.action for moment in moments[1:] if moment.action is not None])
+def _clip(env: AstraEnv, take: Take, source: str) -> Clip:
+    """An episode under its own text, or that of the environment."""
+    actions = np.stack([moment.action for moment in take.moments[1:] if moment.action is not None])
+    clip = clip_of(env, [moment.info for moment in take.moments], actions, source)
+    return dataclasses.replace(clip, text=take.text or clip.text)
 
 
 def _save_rerun(env: AstraEnv, takes: Sequence[Take], path: Path, fps: float) -> Path:

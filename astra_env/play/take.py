@@ -20,10 +20,11 @@ class Take:
         forks: what was undone, or happened in a second world meanwhile; each begins as the episode does, unless the
             second world was another from the beginning on.
         num_bytes: of the frames of all that came after the beginning.
+        text: what the visitor has said of it, or nothing.
     """
 
     def __init__(self, moments: Iterable[Moment]) -> None:
-        self.moments, self.num_bytes = list(moments), 0
+        self.moments, self.num_bytes, self.text = list(moments), 0, ""
         self.forks: list[list[Moment]] = []
 
     def steps(self, now: Moment) -> int:

@@ -67,7 +67,7 @@ class PlayWorld:
         self.reads_text = self.env.world_model.text_encoder is not None
         self.takes: list[Take] = []
         """Episodes that are recorded and not saved yet."""
-        self.seed = 0
+        self.seed, self.prompt = 0, ""
         self.branches: list[Branch] = []
 
     @property
@@ -93,7 +93,7 @@ class PlayWorld:
         observation, info = self.env.reset(seed=seed, options=dict(options or {}))
         self.env.action_space.seed(seed)
         self.record(False)
-        self.seed = seed
+        self.seed, self.prompt = seed, ""
         by = self.branches[0].by if self.branches else YOU
         self.branches = [Branch(Timeline(self.env.save_state(), Moment(0, info, observation, None)))]
         self.choose(0, by)
@@ -155,6 +155,7 @@ class PlayWorld:
             self.env.restore_state(branch.timeline.state)
             self.env.set_prompt(text)
             branch.timeline.amend(self.env.save_state())
+        self.prompt = text
 
     # 2. Going back, and elsewhere
 
@@ -219,6 +220,7 @@ class PlayWorld:
         if self.take is not None:
             self.take.end(self.main.now)
             self._gather(self.branches[0])
+            self.take.text = self.prompt
             if len(self.take.moments) > 1:
                 self.takes.append(self.take)
         for branch in self.branches:
