@@ -17,6 +17,7 @@ from rrd import numbers, read
 
 from astra_env.actions import ACTION_MODALITIES
 from astra_env.visualization import Recording, log_rollout
+from astra_env.visualization.layout import MOST_PICTURES
 from benchmarks.recording import viewer_server
 
 MODALITY = ACTION_MODALITIES["end_effector"]
@@ -244,6 +245,19 @@ def test_all_that_is_shown_has_its_panel(tmp_path):
         "action [0 open .. 1 closed]": "TimeSeries",
         "reward": "TimeSeries",
     }
+
+
+def test_many_forks_leave_room_for_each_other(tmp_path):
+    from rerun.chunk import RrdReader
+
+    with Recording(tmp_path / "out.rrd", modality=MODALITY) as recording:
+        recording.log_frames({"imagined": frames(1)})
+        for index in range(30):
+            recording.fork(str(index)).log_frames({"imagined": frames(1)})
+    reader = RrdReader(tmp_path / "out.rrd")
+    (store,) = reader.blueprints()
+    assert list(_panels(reader.stream(store=store)).values()).count("2D") == MOST_PICTURES
+    assert "forks/29/frames/imagined" in read(tmp_path / "out.rrd")
 
 
 def _panels(chunks):

@@ -21,6 +21,8 @@ STANDPOINTS: Mapping[type, Standpoint] = {
 CAMERA_STANDPOINT: Standpoint = ((0.7, -0.8, -1.0), 0.15)  # behind the camera, y is down
 CAPTIONED = 1.32
 """Height of a picture with captions below it."""
+MOST_PICTURES = 13
+"""Panels of pictures that a viewer opens with; those of further forks and rows can be added there by hand."""
 CURVES = ("reward", "uncertainty", "plan", "routing", "guidance", "speed")
 
 
@@ -92,6 +94,7 @@ class Layout:
             views += [self._picture(prefix, entity.removeprefix("frames/")) for entity in self.views(prefix)]
             if "denoising" in parts:
                 views.append(rrb.Spatial2DView(origin=f"/{prefix}denoising", name=_title(prefix, "denoising steps")))
+        views = views[:MOST_PICTURES]
         if len(views) <= 3:
             return rrb.Vertical(*views, row_shares=[CAPTIONED, 1, 1][: len(views)])
         return rrb.Vertical(views[0], rrb.Grid(*views[1:], grid_columns=math.ceil(math.sqrt(len(views) - 1))))
