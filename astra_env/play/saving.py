@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,36 +61,40 @@ def _clip(env: AstraEnv, take: Take, source: str) -> Clip:
 
 
 def _save_rerun(env: AstraEnv, takes: Sequence[Take], path: Path, fps: float) -> Path:
-    """All episodes one after another, their forks beside them from where they part on, each under a name of its own."""
-    rate = fps / env.world_model.chunk_frames
+    """All episodes one after another, each with its forks, whose names are numbers."""
+    numbers = itertools.count(1)
     with Recording(path, modality=env.action_modality, fps=fps) as recording:
-        log, forks = WorldLog(recording, False, rate), list[Recording]()
+        log = WorldLog(recording, discrete=False, chunks_per_s=fps / env.world_model.chunk_frames)
+        forks: list[Recording] = []
         for take in takes:
             log.begin(take.moments[0].info, {})
-            for fork in forks:
+            for fork in forks:  # of the last episode
                 fork.clock = recording.clock
                 fork.clear()
-            parts = [_parting(take.moments, moments) for moments in take.forks]
-            for index, moment in enumerate(take.moments):
-                if index:
-                    log.step(moment.action, moment.reward, moment.info)
-                for moments, part in zip(take.forks, parts, strict=True):
-                    if part == index and len(moments) > part + 1:
-                        forks.append(_log_fork(recording.fork(f"{len(forks) + 1}"), moments[part + 1 :], rate))
-            recording.clock = max((log.clock for log in (recording, *forks)), key=lambda clock: clock.num_frames)
+            forks = _log_take(log, take, numbers)
+            recording.clock = max((part.clock for part in (recording, *forks)), key=lambda clock: clock.num_frames)
     return path
+
+
+def _log_take(log: WorldLog, take: Take, numbers: Iterator[int]) -> list[Recording]:
+    """An episode that has begun, and its forks, each from where it parts from the episode on; their recordings."""
+    parts = [_parting(take.moments, fork) for fork in take.forks]
+    forks = []
+    for index, moment in enumerate(take.moments):
+        if index:
+            log.step(moment.action, moment.reward, moment.info)
+        for fork, part in zip(take.forks, parts, strict=True):
+            if part == index and len(fork) > part + 1:
+                recording = log.recording.fork(str(next(numbers)))
+                beside = WorldLog(recording, discrete=False, chunks_per_s=log.chunks_per_s)
+                for other in fork[part + 1 :]:
+                    beside.step(other.action, other.reward, other.info)
+                recording.log_event("the fork ends")
+                forks.append(recording)
+    return forks
 
 
 def _parting(trunk: Sequence[Moment], fork: Sequence[Moment]) -> int:
     """The index of the last moment that both have in common; 0 where they have none."""
     same = [one is other for one, other in zip(trunk, fork, strict=False)]
     return max(0, (same.index(False) if False in same else len(same)) - 1)
-
-
-def _log_fork(fork: Recording, moments: Sequence[Moment], rate: float) -> Recording:
-    """What a fork came to, from the present of its recording on."""
-    log = WorldLog(fork, False, rate)
-    for moment in moments:
-        log.step(moment.action, moment.reward, moment.info)
-    fork.log_event("the fork ends")
-    return fork
