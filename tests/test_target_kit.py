@@ -13,7 +13,7 @@ from tiny import random_frames, save_checkpoint, seeded, tiny_world_model, write
 
 from astra_env.envs import REACHED
 from astra_env.envs.reward_kit import LearnedReward
-from astra_env.envs.rewards import LANE, Lane, Place, Remembering, Reward, commanded, joined
+from astra_env.envs.rewards import LANE, RESISTED, Lane, Place, Remembering, Reward, joined
 from astra_env.envs.target_kit import RememberedTarget, has_reward, load_reward
 from astra_env.models import WorldModel
 from astra_env.models.reward_model import RewardModel
@@ -40,6 +40,11 @@ def moved(state, *places):
     return dataclasses.replace(state, poses=poses)
 
 
+def shown(state):
+    """Something that pictures tell of three numbers."""
+    return state.newest.mean((2, 3))[:, :3]
+
+
 def test_a_place_rewards_being_near_and_never_ends(state):
     reward = Place(torch.tensor([0.3, 0.0, 0.0], dtype=torch.float64))(
         moved(state, (0.3, 0, 0), (0.3, 0, 0.9 * REACHED), (0, 0, 0))
@@ -50,36 +55,46 @@ def test_a_place_rewards_being_near_and_never_ends(state):
 
 def test_places_of_rows_are_joined(state):
     places = [Place(torch.tensor([x, 0.0, 0.0], dtype=torch.float64)) for x in (0.0, 0.1, 0.2)]
-    for here in (commanded, lambda state: state.newest.mean((2, 3))[:, :3]):
-        rows = [Place(place.place, here) for place in places]
+    for seen in (None, shown):
+        rows = [Place(place.place, seen, torch.full((3,), 0.1 * row)) for row, place in enumerate(places)]
         together = joined(rows)
         assert isinstance(together, Place)
         expected = torch.cat([place(state[row]).value for row, place in enumerate(rows)])
         torch.testing.assert_close(together(state).value, expected)
-    assert not isinstance(joined([places[0], Place(places[1].place, RememberedTarget)]), Place)
+    assert not isinstance(joined([places[0], Place(places[1].place, shown)]), Place)
 
 
 @torch.no_grad()
 def test_what_was_seen_at_the_beginning_does_not_change_with_the_dream(models, state):
     target = RememberedTarget(models)
     assert isinstance(target, Remembering)
-    told = torch.stack([model(state.newest) for model in models]).mean(0)
-    place = told[:, :3] + told[:, 3:]  # the gripper's, and from there to the target
+    for model in models:
+        model.features[-1].weight[3:] *= 0.01  # a dream shows the end effector nearly where it was
+    place = state.poses[:, :3, 3] + torch.stack([model(state.newest) for model in models]).mean(0)[:, :3]
     begun = target.begun(state)
-    dreamt = dataclasses.replace(state, latents=state.latents + torch.randn_like(state.latents))
-    shown = torch.stack([model(dreamt.newest) for model in models]).mean(0)[:, 3:]
-    expected = 1 - (8 * (shown - place).norm(dim=1)).tanh()
+    there = moved(state, *place.tolist())
+    dreamt = dataclasses.replace(there, latents=there.latents + torch.randn_like(there.latents))
     for row, reward in enumerate(begun):
-        torch.testing.assert_close(reward(dreamt[row]).value, expected[row : row + 1], atol=1e-5, rtol=0)
-    assert not torch.allclose(target.targets(dreamt).float(), place, atol=1e-3)  # what the dream shows does
+        assert reward(dreamt[row]).terms["target_distance"] < place[row].norm() - 0.9 * RESISTED
+    assert not torch.allclose(target.targets(dreamt), place, atol=1e-3)  # what the dream shows does
 
 
-@torch.no_grad()
-def test_what_is_commanded_does_not_tell_where_an_arm_is(models, state):
-    """One that presses on a table is told to go on, and stays where it is seen."""
-    reward = RememberedTarget(models).begun(state)[0]
-    pressed = moved(state, (0, 0, -0.5), (0, 0, 0), (0, 0, 0))
-    torch.testing.assert_close(reward(pressed[0]).value, reward(state[0]).value)
+def test_an_arm_that_meets_a_resistance_is_where_it_is_seen(state):
+    """As near as can be to where it was told to go, which is where it is while it meets none."""
+    origin = torch.tensor([0.5, 0.0, 0.0], dtype=torch.float64)
+    down = torch.tensor([0.0, 0.0, -1.0], dtype=torch.float64)
+    for depth, expected in ((0.0, 0.0), (0.9 * RESISTED, 0.9 * RESISTED), (0.4, RESISTED)):
+        pressed = moved(state, *[(depth * down).tolist()] * 3)
+        reward = Place(torch.zeros(3, dtype=torch.float64), lambda state: origin.expand(len(state), 3), origin)
+        torch.testing.assert_close(reward.here(pressed), (expected * down).expand(3, 3), atol=1e-6, rtol=0)
+
+
+def test_a_place_is_differentiable_where_nothing_resists(state):
+    latents = state.latents.clone().requires_grad_()
+    seen = dataclasses.replace(state, latents=latents)
+    place = Place(torch.tensor([0.1, 0.0, 0.0], dtype=torch.float64), shown, shown(state)[0].detach())
+    place(seen[0]).value.sum().backward()
+    assert latents.grad is not None and latents.grad.isfinite().all()
 
 
 def test_models_of_something_else_are_told(models):

@@ -54,9 +54,9 @@ ENVIRONMENTS: dict[str, EnvironmentSpec] = {
         modality="end_effector",
         domain="robot",
         description="the robot arm of Astra-RT1-v0, which is to be at the red cube",
-        rewards="1 - tanh(8 d) at d metres from the middle of the gripper, where models that were trained on "
-        "recordings see it now, to that of the red cube, where they saw it at the beginning; within "
-        f"{REACHED} m, `info['success']` is true.",
+        rewards="1 - tanh(8 d) at d metres from the middle of the gripper, where the actions have led it "
+        "(5 cm at most from where a model that was trained on recordings sees it), to that of the red cube, where the "
+        f"model saw it at the beginning; within {REACHED} m, `info['success']` is true.",
         episode_end="Nothing else ends an episode: the gripper is to stay there.",
         task="reach",
         dwells=True,

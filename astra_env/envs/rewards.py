@@ -22,6 +22,8 @@ LIKELY = 0.5
 ON_PATH = (0.05, 0.1)
 """Metres and radians from the last pose of a path within which its end is reached."""
 
+RESISTED = 0.05
+"""Metres by which what is commanded may lead away from what is seen; more of it has met a resistance."""
 LANE = 1.5
 """Metres from a lane's middle at which driving is worth half."""
 
@@ -100,23 +102,34 @@ class GoalReward:
         return Reward(-distance, distance < 0, {"goal_distance": distance})
 
 
-def commanded(state: WorldState) -> Tensor:
-    """Where the actions have led, metres (B, 3) as the episode's start sees them."""
-    return state.poses[:, :3, 3]
-
-
 class Place:
-    """Closeness to a place (3,), in metres, or (B, 3).
+    """Closeness of where the actions have led to a place (3,), in metres seen from the episode's start, or (B, 3).
 
     It counts as reached within ``REACHED``, which does not end the episode.
 
+    An arm that presses on a table is told to go on, and stays. Where something tells where pictures show it, it is as
+    near to where the actions have led as can be within ``RESISTED`` of there.
+
     Args:
-        place: where to be, along the axes of ``here``.
-        here: where worlds are (B, 3).
+        place: where to be.
+        seen: where pictures show worlds (B, 3), along the same axes; None if nothing tells.
+        origin: where the episode's start is for ``seen``, (3,), or (B, 3).
     """
 
-    def __init__(self, place: Tensor, here: Callable[[WorldState], Tensor] = commanded) -> None:
-        self.place, self.here = place, here
+    def __init__(
+        self, place: Tensor, seen: Callable[[WorldState], Tensor] | None = None, origin: Tensor | None = None
+    ) -> None:
+        self.place, self.seen, self.origin = place, seen, torch.zeros_like(place) if origin is None else origin
+
+    def here(self, state: WorldState) -> Tensor:
+        """Metres (B, 3) as the episode's start sees them."""
+        led = state.poses[:, :3, 3]
+        if self.seen is None:
+            return led
+        shown = self.seen(state) - self.origin
+        gap = led - shown
+        far = gap.square().sum(-1, keepdim=True).add(1e-12).sqrt()
+        return shown + gap * (RESISTED / far).clamp(max=1)
 
     def __call__(self, state: WorldState) -> Reward:
         """Reward 1 - tanh(8 d) at d metres from the place."""
@@ -166,8 +179,9 @@ def joined(functions: Sequence[RewardFunction]) -> RewardFunction:
     if len(paths) == len(functions) and len({path.shape for path in paths}) == 1:
         return PathReward(torch.stack(paths))
     places = [function for function in functions if isinstance(function, Place)]
-    if len(places) == len(functions) and all(place.here == places[0].here for place in places):
-        return Place(torch.stack([place.place for place in places]), places[0].here)
+    if len(places) == len(functions) and all(place.seen == places[0].seen for place in places):
+        wanted, origins = (torch.stack([getattr(place, name) for place in places]) for name in ("place", "origin"))
+        return Place(wanted, places[0].seen, origins)
     lanes = [function for function in functions if isinstance(function, Lane)]
     if len(lanes) == len(functions) and all(lane.task is lanes[0].task for lane in lanes):
         return Lane(torch.stack([lane.points for lane in lanes]), lanes[0].task)

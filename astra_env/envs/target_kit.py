@@ -23,8 +23,7 @@ from astra_env.models.target_model import FILE_NAME, TargetModel
 class RememberedTarget:
     """Closeness to a target that stays where an episode's first latent has shown it.
 
-    A place, for end effectors: see `Place`. How far they are from it is told by where the pictures show them, not by
-    what was commanded: an arm that presses on a table does not go on. The way ahead (pairs of numbers, as a vehicle
+    A place, for end effectors, and where pictures show them: see `Place`. The way ahead (pairs of numbers, as a vehicle
     sees it): see `Lane`, which a task's own reward is multiplied by.
 
     Args:
@@ -52,12 +51,12 @@ class RememberedTarget:
         return cls([TargetModel.load(entry, device) for entry in folders if (entry / FILE_NAME).is_file()], task)
 
     def targets(self, state: WorldState) -> Tensor:
-        """Metres float64 (B, 3) from the robot's origin, or points of a lane (B, R, 2) from where episodes began."""
+        """Metres float64 (B, 3), or points of a lane (B, R, 2), as seen from where the episodes began."""
         if self.task is None:
-            return self._told(state, 3).sum(1)
+            return state.poses[:, :3, 3] + self._told(state, 3)[:, 0]
         return state.poses[:, None, :2, 3] + self._told(state, 2) @ state.poses[:, :2, :2].transpose(1, 2)
 
-    def here(self, state: WorldState) -> Tensor:
+    def seen(self, state: WorldState) -> Tensor:
         """Where pictures show end effectors, metres float64 (B, 3) from the robot's origin."""
         return self._told(state, 3)[:, 1]
 
@@ -66,16 +65,23 @@ class RememberedTarget:
         told = torch.stack([model(state.newest) for model in self.models]).mean(0)
         return told.to(state.poses).unflatten(1, (-1, num_dims))
 
-    def _reward(self, targets: Tensor) -> RewardFunction:
-        return Place(targets, self.here) if self.task is None else Lane(targets, self.task)
-
     def begun(self, state: WorldState) -> list[RewardFunction]:
         """The reward of each episode that begins with one of these worlds."""
-        return [self._reward(target) for target in self.targets(state)]
+        targets, task = self.targets(state), self.task
+        if task is not None:
+            return [Lane(points, task) for points in targets]
+        rows = zip(targets, self._origins(state), strict=True)
+        return [Place(target, self.seen, origin) for target, origin in rows]
 
     def __call__(self, state: WorldState) -> Reward:
         """Reward by what the newest latents show, for worlds whose beginning nobody has seen."""
-        return self._reward(self.targets(state))(state)
+        targets = self.targets(state)
+        reward = Place(targets, self.seen, self._origins(state)) if self.task is None else Lane(targets, self.task)
+        return reward(state)
+
+    def _origins(self, state: WorldState) -> Tensor:
+        """Where the episodes began for `seen`, (B, 3)."""
+        return self.seen(state) - state.poses[:, :3, 3]
 
 
 def has_reward(folder: Path) -> bool:
