@@ -18,6 +18,11 @@ import gymnasium
 import numpy as np
 
 from astra_env.envs import ENVIRONMENTS
+from astra_env.envs.domains import domain_folder
+from astra_env.envs.rewards import RewardFunction
+from astra_env.envs.target_kit import has_reward, load_reward
+from astra_env.envs.worlds import load_world_model
+from astra_env.simulators import TARGETS
 from astra_env.writing import write_json
 from benchmarks.runtime import machine
 from benchmarks.uncertainty import pearson, spearman
@@ -151,12 +156,22 @@ class SameStarts(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self.env.reset(seed=seed, options=self._starts[seed])
 
 
+def judge(environment: str, world_model: str) -> RewardFunction | None:
+    """By what a long dream is judged, None for the id's own reward: arms are where pictures alone show them."""
+    spec = ENVIRONMENTS[environment]
+    folder = domain_folder(load_world_model(world_model, None).folder, spec.domain, spec.modality)
+    if environment not in TARGETS or folder is None or not has_reward(folder / spec.task):
+        return None
+    return load_reward(folder / spec.task, ends=not spec.dwells, slack=0.0)
+
+
 class _Worlds:
     """The simulator of an id and its imagined counterpart."""
 
     def __init__(self, environment: str, world_model: str) -> None:
         self.environment, self._world_model = environment, world_model
-        imagined = make_imagined(environment, world_model=world_model, observation="latent")
+        options = {"world_model": world_model, "observation": "latent", "reward": judge(environment, world_model)}
+        imagined = make_imagined(environment, **options)
         self._real = make_real(environment, imagined.get_wrapper_attr("world_model"))
         self._imagined = LastInfo(SameStarts(imagined, self._real))
 

@@ -13,7 +13,7 @@ from tiny import random_frames, save_checkpoint, seeded, tiny_world_model, write
 
 from astra_env.envs import REACHED
 from astra_env.envs.reward_kit import LearnedReward
-from astra_env.envs.rewards import LANE, RESISTED, Lane, Place, Remembering, Reward, joined
+from astra_env.envs.rewards import LANE, SLACK, Lane, Place, Remembering, Reward, joined
 from astra_env.envs.target_kit import RememberedTarget, has_reward, load_reward
 from astra_env.models import WorldModel
 from astra_env.models.reward_model import RewardModel
@@ -75,7 +75,7 @@ def test_what_was_seen_at_the_beginning_does_not_change_with_the_dream(models, s
     there = moved(state, *place.tolist())
     dreamt = dataclasses.replace(there, latents=there.latents + torch.randn_like(there.latents))
     for row, reward in enumerate(begun):
-        assert reward(dreamt[row]).terms["target_distance"] < place[row].norm() - 0.9 * RESISTED
+        assert reward(dreamt[row]).terms["target_distance"] < place[row].norm() - 0.9 * SLACK
     assert not torch.allclose(target.targets(dreamt), place, atol=1e-3)  # what the dream shows does
 
 
@@ -83,10 +83,12 @@ def test_an_arm_that_meets_a_resistance_is_where_it_is_seen(state):
     """As near as can be to where it was told to go, which is where it is while it meets none."""
     origin = torch.tensor([0.5, 0.0, 0.0], dtype=torch.float64)
     down = torch.tensor([0.0, 0.0, -1.0], dtype=torch.float64)
-    for depth, expected in ((0.0, 0.0), (0.9 * RESISTED, 0.9 * RESISTED), (0.4, RESISTED)):
+    for depth, expected in ((0.0, 0.0), (0.9 * SLACK, 0.9 * SLACK), (0.4, SLACK)):
         pressed = moved(state, *[(depth * down).tolist()] * 3)
         reward = Place(torch.zeros(3, dtype=torch.float64), lambda state: origin.expand(len(state), 3), origin)
         torch.testing.assert_close(reward.here(pressed), (expected * down).expand(3, 3), atol=1e-6, rtol=0)
+        strict = Place(reward.place, reward.seen, origin, slack=0.0)
+        torch.testing.assert_close(strict.here(pressed), torch.zeros_like(pressed.poses[:, :3, 3]))
 
 
 def test_a_place_is_differentiable_where_nothing_resists(state):

@@ -22,8 +22,8 @@ LIKELY = 0.5
 ON_PATH = (0.05, 0.1)
 """Metres and radians from the last pose of a path within which its end is reached."""
 
-RESISTED = 0.05
-"""Metres by which what is commanded may lead away from what is seen; more of it has met a resistance."""
+SLACK = 0.05
+"""Metres; see `Place`."""
 LANE = 1.5
 """Metres from a lane's middle at which driving is worth half."""
 
@@ -108,18 +108,25 @@ class Place:
     It counts as reached within ``REACHED``, which does not end the episode.
 
     An arm that presses on a table is told to go on, and stays. Where something tells where pictures show it, it is as
-    near to where the actions have led as can be within ``RESISTED`` of there.
+    near to where the actions have led as can be within ``slack`` of there. Plans and what learns from short dreams find
+    the way more exactly with some; long dreams are judged best by pictures alone.
 
     Args:
         place: where to be.
         seen: where pictures show worlds (B, 3), along the same axes; None if nothing tells.
         origin: where the episode's start is for ``seen``, (3,), or (B, 3).
+        slack: metres by which what is commanded may lead away from what is seen; more of it has met a resistance.
     """
 
     def __init__(
-        self, place: Tensor, seen: Callable[[WorldState], Tensor] | None = None, origin: Tensor | None = None
+        self,
+        place: Tensor,
+        seen: Callable[[WorldState], Tensor] | None = None,
+        origin: Tensor | None = None,
+        slack: float = SLACK,
     ) -> None:
-        self.place, self.seen, self.origin = place, seen, torch.zeros_like(place) if origin is None else origin
+        self.place, self.seen, self.slack = place, seen, slack
+        self.origin = torch.zeros_like(place) if origin is None else origin
 
     def here(self, state: WorldState) -> Tensor:
         """Metres (B, 3) as the episode's start sees them."""
@@ -129,7 +136,7 @@ class Place:
         shown = self.seen(state) - self.origin
         gap = led - shown
         far = gap.square().sum(-1, keepdim=True).add(1e-12).sqrt()
-        return shown + gap * (RESISTED / far).clamp(max=1)
+        return shown + gap * (self.slack / far).clamp(max=1)
 
     def __call__(self, state: WorldState) -> Reward:
         """Reward 1 - tanh(8 d) at d metres from the place."""
@@ -179,9 +186,9 @@ def joined(functions: Sequence[RewardFunction]) -> RewardFunction:
     if len(paths) == len(functions) and len({path.shape for path in paths}) == 1:
         return PathReward(torch.stack(paths))
     places = [function for function in functions if isinstance(function, Place)]
-    if len(places) == len(functions) and all(place.seen == places[0].seen for place in places):
+    if len(places) == len(functions) and len({(place.seen, place.slack) for place in places}) == 1:
         wanted, origins = (torch.stack([getattr(place, name) for place in places]) for name in ("place", "origin"))
-        return Place(wanted, places[0].seen, origins)
+        return Place(wanted, places[0].seen, origins, places[0].slack)
     lanes = [function for function in functions if isinstance(function, Lane)]
     if len(lanes) == len(functions) and all(lane.task is lanes[0].task for lane in lanes):
         return Lane(torch.stack([lane.points for lane in lanes]), lanes[0].task)
