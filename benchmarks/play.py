@@ -51,8 +51,9 @@ QUICK = Sizes(presses=5, page_presses=4, visitors=(2,), streamed_steps=40, memor
 def play(out: Path, sizes: Sizes | None = None, world_model: str = "astra-tiny") -> dict[str, Any]:
     """Measure and write the figures as JSON."""
     sizes = sizes or Sizes()
-    results = {**asyncio.run(_latencies(sizes, world_model)), **asyncio.run(_memory(sizes, world_model))}
-    write_json(out, rounded({**asdict(sizes), "machine": machine(), **results}))
+    measured = {**asyncio.run(_latencies(sizes, world_model)), **asyncio.run(_memory(sizes, world_model))}
+    results = rounded({**asdict(sizes), "machine": machine(), **measured})
+    write_json(out, results)
     return results
 
 

@@ -44,3 +44,20 @@ def test_the_client_measures_what_the_server_does(checkpoint, monkeypatch, tmp_p
 def test_the_table_shows_the_committed_results():
     text = render_play(json.loads(RESULTS.read_text()))
     assert all(name in text for name in play.IDS) and "10,000" in text
+
+
+def test_what_is_written_is_what_is_shown(monkeypatch, tmp_path):
+    committed = json.loads(RESULTS.read_text())
+    measured = {"key_to_picture", "several", "running_programs"}
+
+    async def latencies(*_) -> dict:
+        return {name: committed[name] for name in measured}
+
+    async def memory(*_) -> dict:
+        return {"memory": committed["memory"]}
+
+    monkeypatch.setattr(play, "_latencies", latencies)
+    monkeypatch.setattr(play, "_memory", memory)
+    results = play.play(tmp_path / "play.json")
+    assert results == json.loads((tmp_path / "play.json").read_text())
+    assert render_play(results) == render_play(committed | asdict(Sizes()))
