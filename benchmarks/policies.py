@@ -250,7 +250,10 @@ def _told_of_run(folder: Path) -> dict[str, Any] | None:
         "pessimism",
     )
     steps = max((int(path.stem) for path in (folder / CHECKPOINTS).glob("*.zip")), default=None)
-    return {name: config.get(name) for name in names} | {"steps": steps}
+    folders = {
+        name: Path(config[name]).name for name in ("read_by", "reward") if config.get(name)
+    }  # not where they lie
+    return {name: config.get(name) for name in names} | folders | {"steps": steps}
 
 
 def render_policies(results: dict[str, Any]) -> str:

@@ -202,7 +202,9 @@ def test_the_setting_of_a_run_is_told(checkpoint, tmp_path, stage):
     (run / "checkpoints").mkdir(parents=True)
     names = ("algorithm", "where", "observation", "episode_steps", "num_worlds")
     names += ("gamma", "learning_rate", "seed", "read_by", "reward", "pessimism")
-    (run / "policy_config.json").write_text(json.dumps(dict.fromkeys(names, "told") | {"out": "elsewhere"}))
+    (run / "policy_config.json").write_text(
+        json.dumps(dict.fromkeys(names, "told") | {"out": "elsewhere", "read_by": "a/b/told"})
+    )
     for step in (8, 16):
         (run / "checkpoints" / f"{step}.zip").touch()
     results = policies(tmp_path, [ID], tmp_path / "out.json", Sizes(1, 1), checkpoint)
