@@ -18,11 +18,7 @@ import gymnasium
 import numpy as np
 
 from astra_env.envs import ENVIRONMENTS
-from astra_env.envs.domains import domain_folder
-from astra_env.envs.rewards import RewardFunction
-from astra_env.envs.target_kit import has_reward, load_reward
-from astra_env.envs.worlds import load_world_model
-from astra_env.simulators import TARGETS
+from astra_env.envs.target_kit import RememberedTarget
 from astra_env.writing import write_json
 from benchmarks.runtime import machine
 from benchmarks.uncertainty import pearson, spearman
@@ -156,22 +152,15 @@ class SameStarts(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self.env.reset(seed=seed, options=self._starts[seed])
 
 
-def judge(environment: str, world_model: str) -> RewardFunction | None:
-    """By what a long dream is judged, None for the id's own reward: arms are where pictures alone show them."""
-    spec = ENVIRONMENTS[environment]
-    folder = domain_folder(load_world_model(world_model, None).folder, spec.domain, spec.modality)
-    if environment not in TARGETS or folder is None or not has_reward(folder / spec.task):
-        return None
-    return load_reward(folder / spec.task, ends=not spec.dwells, slack=0.0)
-
-
 class _Worlds:
     """The simulator of an id and its imagined counterpart."""
 
     def __init__(self, environment: str, world_model: str) -> None:
         self.environment, self._world_model = environment, world_model
-        options = {"world_model": world_model, "observation": "latent", "reward": judge(environment, world_model)}
-        imagined = make_imagined(environment, **options)
+        imagined = make_imagined(environment, world_model=world_model, observation="latent")
+        reward = imagined.get_wrapper_attr("reward_function")
+        if isinstance(reward, RememberedTarget):
+            reward.slack = 0.0  # in so long a dream, an arm is where pictures alone show it
         self._real = make_real(environment, imagined.get_wrapper_attr("world_model"))
         self._imagined = LastInfo(SameStarts(imagined, self._real))
 
@@ -250,9 +239,8 @@ def _told_of_run(folder: Path) -> dict[str, Any] | None:
         "pessimism",
     )
     steps = max((int(path.stem) for path in (folder / CHECKPOINTS).glob("*.zip")), default=None)
-    folders = {
-        name: Path(config[name]).name for name in ("read_by", "reward") if config.get(name)
-    }  # not where they lie
+    # the names of folders, not where they lie
+    folders = {name: Path(config[name]).name for name in ("read_by", "reward") if config.get(name)}
     return {name: config.get(name) for name in names} | folders | {"steps": steps}
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from tiny import random_frames, save_checkpoint, seeded, tiny_world_model, write_dataset
 
-from astra_env.envs import REACHED
+from astra_env.envs import REACHED, SLACK
 from astra_env.envs.reward_kit import LearnedReward
-from astra_env.envs.rewards import LANE, SLACK, Lane, Place, Remembering, Reward, joined
+from astra_env.envs.rewards import LANE, Lane, Place, Remembering, Reward, joined
 from astra_env.envs.target_kit import RememberedTarget, has_reward, load_reward
 from astra_env.models import WorldModel
 from astra_env.models.reward_model import RewardModel

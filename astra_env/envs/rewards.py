@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from astra_env.envs import REACHED
+from astra_env.envs import REACHED, SLACK
 from astra_env.models import WorldState
 
 LIKELY = 0.5
@@ -22,8 +22,6 @@ LIKELY = 0.5
 ON_PATH = (0.05, 0.1)
 """Metres and radians from the last pose of a path within which its end is reached."""
 
-SLACK = 0.05
-"""Metres; see `Place`."""
 LANE = 1.5
 """Metres from a lane's middle at which driving is worth half."""
 
