@@ -1,10 +1,10 @@
-"""What policies see of a world's latents: with a car's speed beside them, or as models read them."""
+"""What policies see of a world's latents: as they are or as models read them, with what pictures do not tell."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from gymnasium.spaces import Box
 from gymnasium.vector import VectorEnv, VectorWrapper
 from torch import Tensor
 
+from astra_env import geometry
 from astra_env.actions import ACTION_MODALITIES
 from astra_env.envs import ENVIRONMENTS
 from astra_env.kinematics import BicycleMotion
@@ -22,64 +23,118 @@ from astra_env.models.reward_model import RewardModel
 from astra_env.models.target_model import FILE_NAME as TARGET_FILE
 from astra_env.models.target_model import TargetModel
 from policies.evaluate import Policy
-from policies.worlds import LastInfo
+from policies.worlds import BESIDE, LastInfo
 
 SPEED = 5.0
 """Metres in a second that policies see as 1."""
+WAY = 0.2
+"""Metres and radians that policies see as 1."""
+TARGET = "target"
+"""What is remembered of a target: its place."""
+PLACES = 6
+"""Numbers of a model that tells a target's place and an end effector's."""
+
+Told = Mapping[str, np.ndarray]
+"""Some of ``BESIDE``, and what is remembered, with a row for each of N worlds."""
+Beside = Callable[[Told, int], np.ndarray]
+"""What N worlds tell beside pictures, as numbers (N, K) about 1 in size."""
+
+
+def speed_beside(told: Told, count: int) -> np.ndarray:
+    """The speed (N, 1) of a vehicle, which one latent hardly shows; 0 where nothing has one."""
+    return np.asarray(told.get("speed", np.zeros(count)))[:, None] / SPEED
+
+
+def way_beside(told: Told, count: int) -> np.ndarray:
+    """The way (N, 6) to the next pose of a path, seen from the present one: along x, y, z, and axis times angle."""
+    poses, wanted = (np.asarray(told.get(name, np.tile(np.eye(4), (count, 1, 1)))) for name in ("pose", "next_pose"))
+    step = geometry.relative(poses, wanted)
+    motions = np.concatenate([step[:, :3, 3], geometry.matrix_to_axis_angle(step[:, :3, :3])], axis=1)
+    return motions / WAY
 
 
 class View(Protocol):
-    """From latents (N, C, h, w) and speeds (N,) in m/s, 0 where nothing has one, to what a policy sees (N, ...)."""
+    """From latents (N, C, h, w) and what is told beside them to what a policy sees (N, ...)."""
 
     def space(self, latents: Box) -> Box:
         """What is seen of one world, by the space of its latents (C, h, w)."""
 
-    def __call__(self, latents: np.ndarray, speeds: np.ndarray) -> np.ndarray:
+    def remember(self, latents: np.ndarray, told: Told) -> dict[str, np.ndarray]:
+        """What of the beginning of N episodes is told with all that follows, a row for each."""
+
+    def __call__(self, latents: np.ndarray, told: Told) -> np.ndarray:
         """See the class."""
 
 
-class WithSpeed:
-    """Latents with one more channel, the speed of a vehicle, which one latent hardly shows."""
+class Planes:
+    """Latents with one more channel for each number that is told beside them."""
+
+    def __init__(self, beside: Beside) -> None:
+        self.beside = beside
 
     def space(self, latents: Box) -> Box:
-        """(C + 1, h, w)."""
+        """(C + K, h, w)."""
         channels, height, width = latents.shape
-        return _unbounded(channels + 1, height, width)
+        return _unbounded(channels + self.beside({}, 1).shape[1], height, width)
 
-    def __call__(self, latents: np.ndarray, speeds: np.ndarray) -> np.ndarray:
-        """float32 (N, C + 1, h, w)."""
-        plane = np.broadcast_to(speeds[:, None, None, None] / SPEED, (len(latents), 1, *latents.shape[2:]))
-        return np.concatenate([latents, plane.astype(np.float32)], axis=1)
+    def remember(self, latents: np.ndarray, told: Told) -> dict[str, np.ndarray]:
+        """Nothing."""
+        return {}
+
+    def __call__(self, latents: np.ndarray, told: Told) -> np.ndarray:
+        """float32 (N, C + K, h, w)."""
+        numbers = self.beside(told, len(latents)).astype(np.float32)
+        planes = np.broadcast_to(numbers[:, :, None, None], (*numbers.shape, *latents.shape[2:]))
+        return np.concatenate([latents, planes], axis=1)
 
 
 class Readings:
-    """What models that were learned from recordings say of latents, and what they say it by; and the speed.
+    """What models that were learned from recordings say of latents, what they say it by, and what is told beside.
 
     Small enough to learn from quickly, and as much alike for real and for imagined latents as the models make it.
+
+    Where models tell the place of a target, the way there is seen, too, as it was when the episode began: an arm that
+    has arrived hides what it was to reach, and a dream may carry it along.
     """
 
-    def __init__(self, models: Sequence[RewardModel | TargetModel]) -> None:
+    def __init__(self, models: Sequence[RewardModel | TargetModel], beside: Beside = speed_beside) -> None:
         if not models:
             raise ValueError("There are 0 models, expected one or more that read latents.")
-        self.models = list(models)
+        self.models, self.beside = list(models), beside
+        self.placing = [model for model in models if isinstance(model, TargetModel) and len(model.scale) == PLACES]
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], device: str = "cpu") -> Readings:
+    def load(cls, folder: str | os.PathLike[str], device: str = "cpu", beside: Beside = speed_beside) -> Readings:
         """The models that `astra-env fit-target` and `fit-reward` wrote."""
-        return cls([kind.load(path.parent, torch.device(device)) for path, kind in _files(Path(folder))])
+        return cls([kind.load(path.parent, torch.device(device)) for path, kind in _files(Path(folder))], beside)
 
     def space(self, latents: Box) -> Box:
         """(D,)."""
-        shown = self(np.zeros((1, *latents.shape), np.float32), np.zeros(1))
+        shown = self(np.zeros((1, *latents.shape), np.float32), {})
         return _unbounded(shown.shape[1])
 
     @torch.no_grad()
-    def __call__(self, latents: np.ndarray, speeds: np.ndarray) -> np.ndarray:
+    def remember(self, latents: np.ndarray, told: Told) -> dict[str, np.ndarray]:
+        """Where the target is, in metres (N, 3) as poses tell places."""
+        if not self.placing:
+            return {}
+        given = torch.from_numpy(latents).to(self.placing[0].scale.device)
+        offsets = torch.stack([model(given)[:, :3] for model in self.placing]).mean(0).cpu().numpy()
+        return {TARGET: told["pose"][:, :3, 3] + offsets}
+
+    @torch.no_grad()
+    def __call__(self, latents: np.ndarray, told: Told) -> np.ndarray:
         """float32 (N, D)."""
         device = next(self.models[0].parameters()).device
+        speeds = np.asarray(told.get("speed", np.zeros(len(latents))))
         given, driven = torch.from_numpy(latents).to(device), torch.from_numpy(speeds).float().to(device)
-        said = [part for model in self.models for part in _readings(model, given, driven)]
-        return torch.cat([*said, driven[:, None] / SPEED], dim=1).cpu().numpy()
+        said = [part.cpu().numpy() for model in self.models for part in _readings(model, given, driven)]
+        said.append(self.beside(told, len(latents)))
+        if self.placing:
+            said.append(
+                (told[TARGET] - told["pose"][:, :3, 3]) / WAY if TARGET in told else np.zeros((len(latents), 3))
+            )
+        return np.concatenate(said, axis=1, dtype=np.float32)
 
 
 def _files(folder: Path) -> list[tuple[Path, type[RewardModel] | type[TargetModel]]]:
@@ -107,10 +162,12 @@ def view_of(environment: str, observation: str, folder: Path | None, device: str
     """How a policy sees the worlds of an id: as models of a folder read them, else a car's with its speed."""
     if observation != "latent":
         return None
+    spec = ENVIRONMENTS[environment]
+    drives = isinstance(ACTION_MODALITIES[spec.modality].kinematics, BicycleMotion)
+    beside = way_beside if spec.follows_path else speed_beside
     if folder is not None:
-        return Readings.load(folder, device)
-    drives = isinstance(ACTION_MODALITIES[ENVIRONMENTS[environment].modality].kinematics, BicycleMotion)
-    return WithSpeed() if drives else None
+        return Readings.load(folder, device, beside)
+    return Planes(beside) if drives or spec.follows_path else None
 
 
 def keep_models(source: Path, target: Path) -> None:
@@ -130,40 +187,53 @@ class Viewed(VectorWrapper):
 
     def __init__(self, env: VectorEnv[Any, Any, Any], view: View) -> None:
         super().__init__(env)
-        self._view, self._speeds = view, np.zeros(env.num_envs)
+        self._view, self._told = view, dict[str, np.ndarray]()
         space = env.single_observation_space
         assert isinstance(space, Box)
         self.single_observation_space = view.space(space)
         self.observation_space = _unbounded(env.num_envs, *self.single_observation_space.shape)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """As the worlds'; rows that are not reset keep their speed."""
+        """As the worlds'; rows that are not reset keep what they told."""
         observations, info = self.env.reset(seed=seed, options=options)
-        return self._shown(observations, info), info
+        self._hear(info)
+        begun = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, bool)))
+        self._keep(self._view.remember(observations, self._told), begun)
+        return self._view(observations, self._told), info
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """As the worlds'."""
         observations, rewards, terminations, truncations, info = self.env.step(actions)
-        return self._shown(observations, info), rewards, terminations, truncations, info
+        self._hear(info)
+        return self._view(observations, self._told), rewards, terminations, truncations, info
 
-    def _shown(self, observations: np.ndarray, info: dict[str, Any]) -> np.ndarray:
-        if "speed" in info:
-            self._speeds = np.where(info["_speed"], info["speed"], self._speeds)
-        return self._view(observations, self._speeds)
+    def _hear(self, info: dict[str, Any]) -> None:
+        for name in BESIDE:
+            if name in info:
+                self._keep({name: info[name]}, info[f"_{name}"])
+
+    def _keep(self, told: Told, rows: np.ndarray) -> None:
+        for name, values in told.items():
+            new = rows.reshape(-1, *(1,) * (values.ndim - 1))
+            self._told[name] = np.where(new, values, self._told.get(name, values))
 
 
 class Seeing:
-    """A policy that is shown a world of latents by a view; the speed is what the world told last."""
+    """A policy that is shown a world of latents by a view, with what the world told last."""
 
     def __init__(self, policy: Policy, view: View, world: LastInfo) -> None:
         self.policy, self._view, self._world = policy, view, world
+        self._remembered: dict[str, np.ndarray] | None = None
 
     def reset(self, seed: int | None = None) -> Seeing:
-        """As the policy."""
+        """As the policy; what is seen next is the beginning of an episode."""
         self.policy.reset(seed)
+        self._remembered = None
         return self
 
     def act(self, observation: np.ndarray) -> Any:
         """The policy's action for a latent (C, h, w)."""
-        speed = np.array([self._world.info.get("speed", 0.0)])
-        return self.policy.act(self._view(observation[None], speed)[0])
+        told = {name: np.array([self._world.info[name]]) for name in BESIDE if name in self._world.info}
+        if self._remembered is None:
+            self._remembered = self._view.remember(observation[None], told)
+        return self.policy.act(self._view(observation[None], told | self._remembered)[0])

@@ -13,6 +13,8 @@ from astra_env.envs import ENVIRONMENTS
 from astra_env.models import WorldModel
 from astra_env.simulators import make_simulator
 
+BESIDE = ("speed", "pose", "next_pose")
+"""What policies see of ``info`` besides pictures, where a world tells it."""
 HISTORY = 16
 """Newest frames of a real episode that its latent is encoded from: four latents, more than the encoder remembers."""
 
@@ -79,7 +81,7 @@ class Ending(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class SuccessAlone(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Tells whether the task is solved, and a car's speed, and no more, for many simulators in one `SyncVectorEnv`.
+    """Tells whether the task is solved, and what policies see (``BESIDE``), for many simulators in one `SyncVectorEnv`.
 
     That puts what they tell into one array each, and simulators tell of scenes with different numbers of things.
     """
@@ -98,7 +100,7 @@ class SuccessAlone(gymnasium.Wrapper[Any, Any, Any, Any]):
 def _alone(info: dict[str, Any]) -> dict[str, Any]:
     solved = bool(info["success"])
     told = {"success": solved, "is_success": solved}
-    return told | ({"speed": float(info["speed"])} if "speed" in info else {})
+    return told | {name: info[name] for name in BESIDE if name in info}
 
 
 class Latents(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -197,6 +197,17 @@ def test_every_policy_is_measured_once_and_shown(checkpoint, tmp_path, stage):
     assert len(stage) == 6 + 6  # other sizes are measured anew
 
 
+def test_dreams_end_where_they_are_no_longer_trusted(checkpoint, tmp_path, stage, monkeypatch):
+    out, sizes = tmp_path / "policies.json", Sizes(episodes=2, planned_episodes=1)
+    policies(tmp_path, [ID], out, sizes, checkpoint)
+    monkeypatch.setitem(bench.IMAGINED_STEPS, ID, 2)
+    told = policies(tmp_path, [ID], out, sizes, checkpoint)["environments"][ID]
+    assert stage == ["random", "random", "expert", "mpc"] * 2  # measured anew
+    assert told["num_steps"] == {"simulator": 50, "imagination": 2}
+    agent = told["agents"]["random"]
+    assert agent["imagination"]["lengths"] == [2, 2] and agent["simulator"]["lengths"] == [3, 3]
+
+
 def test_the_setting_of_a_run_is_told(checkpoint, tmp_path, stage):
     run = tmp_path / ID / "simulator"
     (run / "checkpoints").mkdir(parents=True)
@@ -218,7 +229,9 @@ def test_a_ranking_is_shown_under_its_table():
                        "kept_return_interval": [1.0, 3.0], "episodes": 3} for place, told in both.items()}
         for name, both in measured((1, 2), (2, 4), (3, 6)).items()
     }  # fmt: skip
-    results = {"environments": {ID: {"agents": agents, "ranking": ranking(agents)}}}
+    num_steps = {"simulator": 50, "imagination": 12}
+    results = {"environments": {ID: {"num_steps": num_steps, "agents": agents, "ranking": ranking(agents)}}}
     text = render_policies(results)
+    assert "| return in 12 imagined steps |" in text
     assert "| policy 0 | 50 % (10 % to 90 %) | 2.0 (1.0 to 3.0) | 2.0 | 3 |" in text
     assert "3 policies: r = 1.00 (" in text and text.endswith("ranks 1.00.")

@@ -11,6 +11,7 @@ import torch
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 
+from astra_env import geometry
 from astra_env.models.reward_model import RewardModel
 from astra_env.models.target_model import TargetModel
 from policies import train
@@ -18,9 +19,10 @@ from policies.agents import load_policy
 from policies.evaluate import FunctionPolicy
 from policies.sb3 import load
 from policies.train import TrainPolicyConfig, completed, train_policy
-from policies.views import SPEED, Readings, Seeing, Viewed, WithSpeed, keep_models, view_of
+from policies.views import SPEED, WAY, Planes, Readings, Seeing, Viewed, keep_models, speed_beside, view_of
 from policies.worlds import make_imagined
 
+ID = "Astra-RT1-v0"
 LATENT = Box(-np.inf, np.inf, (16, 4, 4), np.float32)
 
 
@@ -37,15 +39,15 @@ def heads(tmp_path):
 
 def test_the_speed_is_one_more_channel():
     latents = np.random.default_rng(0).normal(size=(2, *LATENT.shape)).astype(np.float32)
-    shown = WithSpeed()(latents, np.array([0.0, 2 * SPEED]))
+    shown = Planes(speed_beside)(latents, {"speed": np.array([0.0, 2 * SPEED])})
     np.testing.assert_array_equal(shown[:, :16], latents)
     assert (shown[0, 16] == 0).all() and (shown[1, 16] == 2).all()
-    assert WithSpeed().space(LATENT).shape == shown.shape[1:] and shown.dtype == np.float32
+    assert Planes(speed_beside).space(LATENT).shape == shown.shape[1:] and shown.dtype == np.float32
 
 
 def test_readings_are_what_models_say_and_by_what(heads):
     view, latents = Readings.load(heads), torch.randn(3, *LATENT.shape)
-    shown = view(latents.numpy(), np.array([0.0, SPEED, 0.0]))
+    shown = view(latents.numpy(), {"speed": np.array([0.0, SPEED, 0.0])})
     assert shown.shape == (3, *view.space(LATENT).shape) == (3, 2 * (3 + 128) + 1)
     model = view.models[1]
     with torch.no_grad():
@@ -57,13 +59,71 @@ def test_readings_are_what_models_say_and_by_what(heads):
 def test_heads_that_read_the_speed_are_told_it(tmp_path):
     RewardModel(dim=8, latent_size=4, reads_speed=True).save(tmp_path)
     view, latents = Readings.load(tmp_path), np.zeros((2, *LATENT.shape), np.float32)
-    slow, fast = view(latents, np.array([0.0, 20.0]))
+    slow, fast = view(latents, {"speed": np.array([0.0, 20.0])})
     assert not np.allclose(slow[:-1], fast[:-1])
 
 
+def test_the_way_to_a_target_is_remembered(checkpoint, tmp_path):
+    torch.manual_seed(0)
+    TargetModel(latent_size=4, num_outputs=6).save(tmp_path)
+    view = Readings.load(tmp_path)
+    options = {"observation": "latent", "world_model": checkpoint}
+    worlds = gymnasium.make_vec(
+        ID, num_envs=2, vectorization_mode="vector_entry_point", autoreset_mode=AutoresetMode.DISABLED, **options
+    )
+    env = Viewed(worlds, view)
+    shown, info = env.reset(seed=0)
+    assert env.single_observation_space.shape == shown.shape[1:]
+    with torch.no_grad():
+        offsets = view.models[0](torch.from_numpy(worlds.unwrapped.save_state().newest.numpy()))[:, :3].numpy()
+    np.testing.assert_allclose(shown[:, -3:] * WAY, offsets, atol=1e-5)
+    actions = np.zeros((2, 7), np.float32)
+    actions[:, :3] = [[0.05, 0, 0], [0, 0.03, 0]]
+    further, *_, info = env.step(actions)
+    moved = info["pose"][:, :3, 3]
+    np.testing.assert_allclose(further[:, -3:] * WAY, offsets - moved, atol=1e-5)  # whatever the latent shows now
+    again, _ = env.reset(options={"reset_mask": np.array([True, False])})
+    np.testing.assert_array_equal(again[1], further[1])
+    env.close()
+    world, seen = make_imagined(ID, **options), []
+    policy = Seeing(FunctionPolicy(lambda told: seen.append(told) or actions[0]), view, world)
+    for seed in (0, 0):
+        observation, _ = world.reset(seed=seed)
+        policy.reset(seed)
+        for _ in range(2):
+            observation, *_ = world.step(policy.act(observation))
+    np.testing.assert_allclose(seen[:2], [shown[0], further[0]], atol=1e-5)
+    np.testing.assert_array_equal(seen[2:], seen[:2])
+
+
 def test_cars_are_seen_with_their_speed_and_pictures_as_they_are():
-    assert isinstance(view_of("Astra-NuScenes-v0", "latent", None), WithSpeed)
+    assert isinstance(view_of("Astra-NuScenes-v0", "latent", None), Planes)
     assert view_of("Astra-RT1-v0", "latent", None) is None and view_of("Astra-NuScenes-v0", "frame", None) is None
+
+
+def test_a_path_is_seen_by_the_way_to_its_next_pose(checkpoint):
+    view = view_of("Astra-MultiCam-v0", "latent", None)
+    worlds = gymnasium.make_vec(
+        "Astra-MultiCam-v0",
+        num_envs=2,
+        vectorization_mode="vector_entry_point",
+        autoreset_mode=AutoresetMode.DISABLED,
+        observation="latent",
+        world_model=checkpoint,
+    )
+    env = Viewed(worlds, view)
+    shown, info = env.reset(seed=0)
+    for _ in range(3):
+        motion = shown[:, 16:, 0, 0] * WAY
+        np.testing.assert_allclose(
+            motion[:, :3], geometry.relative(info["pose"], info["next_pose"])[:, :3, 3], atol=1e-6
+        )
+        roll, pitch, yaw = motion[:, 5], motion[:, 3], motion[:, 4]  # z ahead, x right, y down
+        shown, rewards, *_, info = env.step(np.column_stack([motion[:, :3], roll, pitch, yaw]).astype(np.float32))
+        assert (rewards > 0.9).all()  # who goes that way is on the path
+    again, _ = env.reset(options={"reset_mask": np.array([True, False])})
+    np.testing.assert_array_equal(again[1], shown[1])
+    env.close()
 
 
 def test_rows_that_go_on_keep_their_speed(checkpoint):
@@ -75,7 +135,7 @@ def test_rows_that_go_on_keep_their_speed(checkpoint):
         observation="latent",
         world_model=checkpoint,
     )
-    env = Viewed(worlds, WithSpeed())
+    env = Viewed(worlds, Planes(speed_beside))
     first, info = env.reset(seed=0)
     np.testing.assert_allclose(first[:, 16, 0, 0], info["speed"] / SPEED, rtol=1e-6)
     assert env.single_observation_space.contains(first[0]) and first[1, 16, 0, 0] > 0
@@ -89,10 +149,14 @@ def test_rows_that_go_on_keep_their_speed(checkpoint):
 def test_a_policy_is_shown_what_it_learned_from(checkpoint):
     world = make_imagined("Astra-NuScenes-v0", world_model=checkpoint, observation="latent")
     seen = []
-    policy = Seeing(FunctionPolicy(lambda shown: seen.append(shown) or np.zeros(2, np.float32)), WithSpeed(), world)
+    policy = Seeing(
+        FunctionPolicy(lambda shown: seen.append(shown) or np.zeros(2, np.float32)), Planes(speed_beside), world
+    )
     observation, info = world.reset(seed=0, options={"start": 2})
     policy.reset(0).act(observation)
-    np.testing.assert_allclose(seen[0], WithSpeed()(observation[None], np.array([info["speed"]]))[0])
+    np.testing.assert_allclose(
+        seen[0], Planes(speed_beside)(observation[None], {"speed": np.array([info["speed"]])})[0]
+    )
 
 
 @pytest.mark.parametrize("read", [False, True])
