@@ -62,6 +62,7 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_planning(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tasks", nargs="+", default=["robot", "camera", "multicam"], help="which (%(default)s)")
     parser.add_argument("--episodes", type=int, default=20, help="goals of each task (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the first goal (%(default)s)")
     _add_world_model(parser)
@@ -223,8 +224,8 @@ def _inertia(options: argparse.Namespace) -> None:
 def _planning(options: argparse.Namespace) -> None:
     from benchmarks.planning import planning, render_planning
 
-    print(render_planning(planning(options.out, options.episodes, options.seed, world_model=options.world_model)))
-    print(f"\nWritten: {options.out}.")
+    results = planning(options.out, options.episodes, options.seed, options.tasks, options.world_model)
+    print(f"{render_planning(results)}\n\nWritten: {options.out}.")
 
 
 def _learning(options: argparse.Namespace) -> None:

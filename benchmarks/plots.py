@@ -220,9 +220,10 @@ def draw_policies(results: Results) -> Any:
             kind = re.sub(r", \d+ steps$", ON_THE_WAY, label)
             if agent.get("imagination"):
                 groups.setdefault("cloned, partly random" if "at random" in label else kind, []).append(agent)
+        steps, sides = told["num_steps"], ("imagination", "simulator")
         for index, (kind, members) in enumerate(groups.items()):
-            x, y = ([agent[side]["mean_kept_return"] for agent in members] for side in ("imagination", "simulator"))
-            bars = [_reach(members, side) for side in ("simulator", "imagination")]
+            x, y = ([agent[side]["mean_kept_return"] / steps[side] for agent in members] for side in sides)
+            bars = [_reach(members, side) / steps[side] for side in reversed(sides)]
             look: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "markersize": 5, "linewidth": 0.8}
             style = "osD^vPX"[index % 7] + ("-" if kind.endswith(ON_THE_WAY) else "")
             axes.errorbar(x, y, *bars, fmt=style, label=kind, zorder=4 - len(members) / 50, **look)
@@ -230,7 +231,7 @@ def draw_policies(results: Results) -> Any:
         axes.plot(ends, ends, "--", color=GREY, linewidth=1, label="the same in both")
         rank = told.get("ranking")
         title = name + (f" (r = {rank['pearson']:.2f}, {rank['policies']} policies)" if rank else "")
-        axes.set(title=title, xlabel="return in imagination", ylabel="return in the simulator")
+        axes.set(title=title, xlabel="reward a step in imagination", ylabel="reward a step in the simulator")
         axes.legend()
     return figure
 

@@ -44,7 +44,12 @@ def _limits(*largest: float, gripper: float | None = None) -> tuple[tuple[float,
 
 RECIPES: dict[str, Recipe] = {
     "Astra-RT1-v0": Recipe("sac", 0.95),
-    "Astra-RT1-Reach-v0": Recipe("sac", 0.9, limits=_limits(0.05, 0.05, 0.05, 0.05, 0.05, 0.05, gripper=0.2)),
+    "Astra-RT1-Reach-v0": Recipe(
+        "sac",
+        0.9,
+        hyperparameters={"gradient_steps": 16},  # a few numbers are seen, and centimetres count
+        limits=_limits(0.05, 0.05, 0.05, 0.05, 0.05, 0.05, gripper=0.2),
+    ),
     "Astra-NuScenes-v0": Recipe("sac", 0.9, hyperparameters={"ent_coef": "auto_0.004"}, limits=_limits(0.2, 3.0)),
     "Astra-Sekai-v0": Recipe("sac", 0.95),
     "Astra-SpatialVID-v0": Recipe("dqn", 0.95),

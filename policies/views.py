@@ -88,25 +88,44 @@ class Planes:
         return np.concatenate([latents, planes], axis=1)
 
 
+class Numbers:
+    """What is told beside latents, and nothing of them."""
+
+    def __init__(self, beside: Beside) -> None:
+        self.beside = beside
+
+    def space(self, latents: Box) -> Box:
+        """(K,)."""
+        return _unbounded(self.beside({}, 1).shape[1])
+
+    def remember(self, latents: np.ndarray, told: Told) -> dict[str, np.ndarray]:
+        """Nothing."""
+        return {}
+
+    def __call__(self, latents: np.ndarray, told: Told) -> np.ndarray:
+        """float32 (N, K)."""
+        return self.beside(told, len(latents)).astype(np.float32)
+
+
 class Readings:
-    """What models that were learned from recordings say of latents, what they say it by, and what is told beside.
+    """What models that were learned from recordings say of latents, what they say it by, and a vehicle's speed.
 
     Small enough to learn from quickly, and as much alike for real and for imagined latents as the models make it.
 
-    Where models tell the place of a target, the way there is seen, too, as it was when the episode began: an arm that
+    Models that tell the place of a target say just that, and again by where it was when the episode began: an arm that
     has arrived hides what it was to reach, and a dream may carry it along.
     """
 
-    def __init__(self, models: Sequence[RewardModel | TargetModel], beside: Beside = speed_beside) -> None:
+    def __init__(self, models: Sequence[RewardModel | TargetModel]) -> None:
         if not models:
             raise ValueError("There are 0 models, expected one or more that read latents.")
-        self.models, self.beside = list(models), beside
+        self.models = list(models)
         self.placing = [model for model in models if isinstance(model, TargetModel) and len(model.scale) == PLACES]
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], device: str = "cpu", beside: Beside = speed_beside) -> Readings:
+    def load(cls, folder: str | os.PathLike[str], device: str = "cpu") -> Readings:
         """The models that `astra-env fit-target` and `fit-reward` wrote."""
-        return cls([kind.load(path.parent, torch.device(device)) for path, kind in _files(Path(folder))], beside)
+        return cls([kind.load(path.parent, torch.device(device)) for path, kind in _files(Path(folder))])
 
     def space(self, latents: Box) -> Box:
         """(D,)."""
@@ -128,13 +147,18 @@ class Readings:
         device = next(self.models[0].parameters()).device
         speeds = np.asarray(told.get("speed", np.zeros(len(latents))))
         given, driven = torch.from_numpy(latents).to(device), torch.from_numpy(speeds).float().to(device)
-        said = [part.cpu().numpy() for model in self.models for part in _readings(model, given, driven)]
-        said.append(self.beside(told, len(latents)))
+        said = [part.cpu().numpy() for model in self.models for part in self._read(model, given, driven)]
+        said.append(speed_beside(told, len(latents)))
         if self.placing:
             said.append(
                 (told[TARGET] - told["pose"][:, :3, 3]) / WAY if TARGET in told else np.zeros((len(latents), 3))
             )
         return np.concatenate(said, axis=1, dtype=np.float32)
+
+    def _read(self, model: RewardModel | TargetModel, latents: Tensor, speeds: Tensor) -> list[Tensor]:
+        """What a model says, about 1 in size, and what it says it by, unless it tells a place."""
+        embedded = model.embed(latents, speeds) if isinstance(model, RewardModel) else model.embed(latents)
+        return [model.features[-1](embedded)] + [embedded] * (model not in self.placing)
 
 
 def _files(folder: Path) -> list[tuple[Path, type[RewardModel] | type[TargetModel]]]:
@@ -148,26 +172,24 @@ def _files(folder: Path) -> list[tuple[Path, type[RewardModel] | type[TargetMode
     ]
 
 
-def _readings(model: RewardModel | TargetModel, latents: Tensor, speeds: Tensor) -> tuple[Tensor, Tensor]:
-    """What a model says, about 1 in size, and what it says it by."""
-    embedded = model.embed(latents, speeds) if isinstance(model, RewardModel) else model.embed(latents)
-    return model.features[-1](embedded), embedded
-
-
 def _unbounded(*shape: int) -> Box:
     return Box(-np.inf, np.inf, shape, np.float32)
 
 
 def view_of(environment: str, observation: str, folder: Path | None, device: str = "cpu") -> View | None:
-    """How a policy sees the worlds of an id: as models of a folder read them, else a car's with its speed."""
+    """How a policy sees the worlds of an id: as models of a folder read them, else a car's with its speed.
+
+    Of a path, which no model reads, it sees the way to the next pose; that alone, where it is not to see latents.
+    """
     if observation != "latent":
         return None
     spec = ENVIRONMENTS[environment]
     drives = isinstance(ACTION_MODALITIES[spec.modality].kinematics, BicycleMotion)
-    beside = way_beside if spec.follows_path else speed_beside
+    if spec.follows_path:
+        return Planes(way_beside) if folder is None else Numbers(way_beside)
     if folder is not None:
-        return Readings.load(folder, device, beside)
-    return Planes(beside) if drives or spec.follows_path else None
+        return Readings.load(folder, device)
+    return Planes(speed_beside) if drives else None
 
 
 def keep_models(source: Path, target: Path) -> None:

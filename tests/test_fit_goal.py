@@ -64,7 +64,7 @@ def test_pairs_show_what_their_motions_tell(world, data):
     model = WorldModel.from_pretrained(world, device="cpu")
     sights = read_sights(config(world, data), model, "heldout")
     episodes = load_episodes(data, "heldout", frame_size=32)
-    assert [len(views.latents) for views in sights.views] == [2 * 10, 2 * 4]
+    assert [len(views.shown) for views in sights.views] == [2 * 10, 2 * 4]
     assert sights.views[1].time.tolist() == 2 * [5, 6, 7, 8]  # four chunks are known of the eight of a piece
     index = torch.randint(8, (16,), generator=seeded())
     latents, goals, motions = sights.pairs(sights.views[1], index, torch.full((16,), 3))
@@ -79,6 +79,23 @@ def test_pairs_show_what_their_motions_tell(world, data):
     assert latents.shape == goals.shape
 
 
+def test_cameras_are_read_off_pictures(world, tmp_path):
+    data = write_dataset(tmp_path / "data", kind="camera", num_train=2, num_heldout=2, num_chunks=9)
+    model = WorldModel.from_pretrained(world, device="cpu")
+    train, heldout = (read_sights(config(world, data), model, split) for split in ("train", "heldout"))
+    assert [len(views.shown) for views in train.views] == [2 * 10]  # nothing is dreamt to learn from
+    assert [len(views.shown) for views in heldout.views] == [2 * 10, 2 * 4]
+    frames = load_episodes(data, "heldout", frame_size=32).frames
+    here, goals, _ = heldout.pairs(heldout.views[0], torch.tensor([3, 12]), torch.tensor([2, 4]))
+    for pictures, rows in ((here, (frames[0, 12], frames[1, 8])), (goals, (frames[0, 20], frames[1, 24]))):
+        torch.testing.assert_close(pictures, torch.stack(rows).movedim(-1, 1).float() / 127.5 - 1)
+    dreamt = heldout.views[1].shown
+    assert dreamt.dtype == torch.uint8 and dreamt.shape[1:] == (32, 32, 3) and dreamt.float().std() > 1
+    out = tmp_path / "goal"
+    report = fit_goal(config(world, data, out))
+    assert report["imagined_num_pairs"] == 8 and GoalModel.load(out).reads_pictures
+
+
 def test_what_latents_show_is_learned():
     """Each latent has its place in three of its channels."""
     poses = torch.eye(4, dtype=torch.float64).repeat(8, 10, 1, 1)
@@ -87,7 +104,7 @@ def test_what_latents_show_is_learned():
     latents[:, :, :3] += 10 * poses[:, :, :3, 3, None, None].float()
     views = Views(latents.flatten(0, 1), torch.arange(8).repeat_interleave(10), torch.arange(10).repeat(8))
     sights = Sights((views, views), latents, poses, moving=False)
-    learning = config("", "", num_steps=150, apart=4)
+    learning = config("", "", num_steps=600, apart=4)
     report = goal_report(train_goal_model(sights, learning), sights, views, learning)
     assert report["metres_error"] < 0.3 * report["metres_guessing"] and report["metres_correlation"] > 0.9
 

@@ -13,7 +13,11 @@ from astra_env.envs.rewards import pose_error
 
 
 class Brightness(nn.Module):
-    """A goal model by hand: a metre along x for each unit of the mean latent, and half a radian about z."""
+    """A goal model by hand: a metre along x for each unit of the mean latent or pixel, and half a radian about z."""
+
+    def __init__(self, *, reads_pictures: bool = False) -> None:
+        super().__init__()
+        self.reads_pictures = reads_pictures
 
     def forward(self, latents, goals):
         apart = (goals - latents).mean((1, 2, 3))
@@ -65,6 +69,22 @@ def test_the_same_picture_is_at_distance_zero(world):
     assert reward.value.item() == pytest.approx(0, abs=1e-4)
 
 
+def test_pictures_are_read_off_decoded_worlds_or_as_they_were_seen(world):
+    frames = random_frames(2, 9)
+    goal = LearnedGoal(Brightness(reads_pictures=True), world, frames[0, -1].numpy())
+    state = world.init_state(frames, "end_effector")
+    state, shown = world.decode(state)
+    brightness = (shown[:, -1].float() / 127.5 - 1).mean((1, 2, 3))
+    wanted = (frames[0, -1].float() / 127.5 - 1).mean()
+    torch.testing.assert_close(goal.distances(state)[0], (wanted - brightness).abs(), atol=5e-3, rtol=0)
+    seen = goal.pose(state[:1], frames[0, -1].numpy())
+    torch.testing.assert_close(seen, state[:1].poses)  # it is there
+    assert (goal.pose(state[:1])[0, :3, 3] - state.poses[0, :3, 3]).norm() > 1e-4
+    actions = random_actions(2, 1).requires_grad_()
+    goal(world.imagine(state, actions)).value.sum().backward()
+    assert actions.grad.isfinite().all() and actions.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("modality", ["end_effector", "camera"])
 def test_the_pose_of_the_goal_is_a_motion_away(modality):
     world = tiny_world_model(action_dims={"end_effector": 7, "camera": 6})
@@ -73,7 +93,7 @@ def test_the_pose_of_the_goal_is_a_motion_away(modality):
     state = world.step(start, random_actions(2, modality=modality))
     goal = LearnedGoal(Brightness(), world, picture)
     apart = pose_error(goal.pose(state), state.poses)
-    for told, read in zip(apart, goal.distances(state.newest), strict=True):
+    for told, read in zip(apart, goal.distances(state), strict=True):
         torch.testing.assert_close(told.float(), read, atol=1e-4, rtol=1e-4)
     way = goal.pose(state)[:, :3, 3] - state.poses[:, :3, 3]
     along = state.poses[:, :3, 0] if modality == "camera" else torch.eye(4).double()[:3, 0].expand(2, 3)

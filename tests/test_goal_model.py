@@ -1,4 +1,4 @@
-"""The network that reads motions off two latents: its shapes, gradients and file."""
+"""The network that reads motions off two latents or pictures: its shapes, gradients and file."""
 
 from __future__ import annotations
 
@@ -16,19 +16,25 @@ def model(**options) -> GoalModel:
     return made.eval()
 
 
-@pytest.mark.parametrize("matches", [False, True])
+def shown(reads_pictures, size=8, count=3):
+    """What two of a batch of worlds show: pictures eight times the size of their latents."""
+    shape = (3, 8 * size, 8 * size) if reads_pictures else (4, size, size)
+    return torch.randn(2, count, *shape, generator=seeded())
+
+
+@pytest.mark.parametrize("reads_pictures", [False, True])
 @pytest.mark.parametrize("size", [4, 8, 9])
-def test_latents_of_any_size_tell_motions(size, matches):
-    latents, goals = torch.randn(2, 3, 4, size, size, generator=seeded())
-    made = model(matches=matches)
-    motions = made(latents, goals)
-    assert motions.shape == (3, 6)
-    torch.testing.assert_close(motions[1:2], made(latents[1:2], goals[1:2]))
-    assert not torch.allclose(motions, made(goals, latents))
+def test_worlds_of_any_size_tell_motions(size, reads_pictures):
+    here, goals = shown(reads_pictures, size)
+    made = model(reads_pictures=reads_pictures)
+    motions = made(here, goals)
+    assert motions.shape == (3, 6) and made.reads_pictures == reads_pictures
+    torch.testing.assert_close(motions[1:2], made(here[1:2], goals[1:2]))
+    assert not torch.allclose(motions, made(goals, here))
 
 
 def test_likeness_tells_how_far_a_thing_has_moved():
-    thing = torch.zeros(1, 1, 6, 6)
+    thing = torch.zeros(1, 1, 6, 6)  # smaller than the radius
     thing[0, 0, 3, 2] = 1
     moved = thing.roll((1, -2), dims=(2, 3))
     found = likeness(thing, moved)
@@ -44,10 +50,10 @@ def test_gradients_reach_the_latents():
     assert latents.grad.isfinite().all() and latents.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("matches", [False, True])
-def test_a_file_gives_the_same_network(tmp_path, matches):
-    latents, goals = torch.randn(2, 2, 4, 8, 8, generator=seeded())
-    made = model(matches=matches)
+@pytest.mark.parametrize("reads_pictures", [False, True])
+def test_a_file_gives_the_same_network(tmp_path, reads_pictures):
+    latents, goals = shown(reads_pictures)
+    made = model(reads_pictures=reads_pictures)
     made.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
     torch.testing.assert_close(GoalModel.load(tmp_path)(latents, goals), made(latents, goals), rtol=0, atol=0)

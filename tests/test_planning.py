@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import json
 
 import gymnasium
@@ -11,7 +12,7 @@ from tiny import save_checkpoint
 import astra_env  # noqa: F401  registers the ids
 from astra_env.actions import ACTION_MODALITIES
 from astra_env.models.goal_model import GoalModel
-from benchmarks import planning
+from benchmarks import cli, planning
 from benchmarks.planning import Planner, RandomActor, Task, make_goal, pursue, render_planning, separation
 from policies.objectives import mean_reward
 
@@ -119,10 +120,10 @@ def test_plans_are_judged_by_what_the_goal_model_reads(tmp_path):
         action = planner.act(goal.frames, goal.actions, goal.picture, planning.Outcome())
         assert env.action_space.contains(action)
         assert (planner.policy.score is mean_reward) == (judged == "latents")
-        judges[judged] = TASK.judge(env, goal.picture, judged)
+        judges[judged] = TASK.judge(env, goal.frames[-1], goal.picture, judged)
     assert judges["latents"] is None
     state = env.unwrapped.save_state()
-    motion = judges["picture"].distances(state.newest)
+    motion = judges["picture"].distances(state)
     terms = judges["pose"](state).terms
     assert terms["pose_distance"].item() == pytest.approx(motion[0].item(), abs=1e-5)
     assert terms["pose_angle"].item() == pytest.approx(motion[1].item(), abs=1e-5)
@@ -144,15 +145,28 @@ def test_all_agents_are_measured_and_shown(checkpoint, tmp_path, monkeypatch):
         low, high = agent["success_interval"]
         assert 0 <= low <= agent["success"] <= high <= 1
     assert written["icem, 1 ms"]["rounds"] == 1 and written["random actions"]["median_ms"] is None
+    monkeypatch.setattr(planning, "TASKS", {"robot": TASK, "other": TASK})
+    both = planning.planning(out, episodes=2, seed=5, tasks=["other"], world_model=checkpoint)["tasks"]
+    assert list(both) == ["robot", "other"] and both["robot"] == results["tasks"]["robot"]  # what is there stays
+    alone = planning.planning(out, episodes=1, seed=5, tasks=["other"], world_model=checkpoint)
+    assert list(alone["tasks"]) == ["other"]  # unless it was measured otherwise
+    with pytest.raises(ValueError, match=r"tasks are \['lunar'\], expected some of \['other', 'robot'\]"):
+        planning.planning(out, tasks=["lunar"], world_model=checkpoint)
     text = render_planning(results)
     assert "| icem, 1 ms | " in text and "end within 4 cm.\n" in text
 
 
+def test_all_tasks_are_measured_unless_some_are_named():
+    parser = argparse.ArgumentParser()
+    cli._add_planning(parser)
+    assert parser.parse_args([]).tasks == list(planning.TASKS)
+
+
 @pytest.mark.simulator
-@pytest.mark.parametrize("name", [pytest.param("robot", marks=pytest.mark.slow), "camera"])
+@pytest.mark.parametrize("name", [pytest.param("robot", marks=pytest.mark.slow), "camera", "multicam"])
 def test_goals_of_real_simulators(name):
     pytest.importorskip("mujoco")
-    if name == "robot":
+    if name != "camera":
         pytest.importorskip("robosuite")
     task = planning.TASKS[name]
     simulator = planning.make_simulator(task.env_id)

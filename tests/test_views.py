@@ -101,7 +101,7 @@ def test_cars_are_seen_with_their_speed_and_pictures_as_they_are():
     assert view_of("Astra-RT1-v0", "latent", None) is None and view_of("Astra-NuScenes-v0", "frame", None) is None
 
 
-def test_a_path_is_seen_by_the_way_to_its_next_pose(checkpoint):
+def test_a_path_is_seen_by_the_way_to_its_next_pose(checkpoint, tmp_path):
     view = view_of("Astra-MultiCam-v0", "latent", None)
     worlds = gymnasium.make_vec(
         "Astra-MultiCam-v0",
@@ -113,6 +113,11 @@ def test_a_path_is_seen_by_the_way_to_its_next_pose(checkpoint):
     )
     env = Viewed(worlds, view)
     shown, info = env.reset(seed=0)
+    assert env.single_observation_space.shape == shown.shape[1:]
+    alone = view_of("Astra-MultiCam-v0", "latent", tmp_path)
+    numbers = alone(shown[:, :16], {name: info[name] for name in ("pose", "next_pose")})
+    np.testing.assert_array_equal(numbers, shown[:, 16:, 0, 0])
+    assert numbers.shape[1:] == alone.space(LATENT).shape and not alone.remember(shown[:, :16], info)
     for _ in range(3):
         motion = shown[:, 16:, 0, 0] * WAY
         np.testing.assert_allclose(

@@ -124,11 +124,13 @@ def synthetic_episodes(num: int, num_chunks: int = 6) -> Episodes:
     return Episodes("robot", MODALITY, frames, actions, rewards, rewards > 0.7)
 
 
-def write_episode(path: Path, split: str, *, num_chunks: int = 6, size: int = 64, seed: int = 0) -> None:
+def write_episode(
+    path: Path, split: str, *, num_chunks: int = 6, size: int = 64, seed: int = 0, kind: str = MODALITY
+) -> None:
     """One recorded episode: a square whose place in the picture sums up the actions' dx and dy."""
     rng = np.random.default_rng(seed)
-    modality = ACTION_MODALITIES[MODALITY]
-    actions = rng.uniform(modality.low, modality.high, (num_chunks, 7)).astype(np.float32)
+    modality = ACTION_MODALITIES[kind]
+    actions = rng.uniform(modality.low, modality.high, (num_chunks, len(modality.low))).astype(np.float32)
     num_frames = 4 * num_chunks + 1
     shifts = np.concatenate([np.zeros((1, 2)), np.repeat(actions[:, :2] / 4, 4, axis=0).cumsum(0)])
     poses = np.tile(np.eye(4, dtype=np.float32), (num_frames, 1, 1))
@@ -145,7 +147,7 @@ def write_episode(path: Path, split: str, *, num_chunks: int = 6, size: int = 64
         "split": split,
         "fps": 20,
         "chunk_frames": 4,
-        "modality": MODALITY,
+        "modality": kind,
         **modality.to_json(),
         "simulator": {"name": "synthetic"},
     }

@@ -92,25 +92,31 @@ class PerceptualGoal:
         self.world_model, self.features, self.reached = world_model, features or colours, reached
         frames = torch.from_numpy(picture).to(world_model.device).expand(1, 5, *size)  # a still second latent
         with torch.no_grad():
-            self.goal = self.features(self._pixels(world_model.autoencoder.encode(frames)))
-
-    def _pixels(self, latents: Tensor) -> Tensor:
-        """The last frame (B, 3, H, W) of latents (B, C, T, h, w)."""
-        autoencoder = self.world_model.autoencoder
-        cache = autoencoder.init_cache(len(latents), *latents.shape[-2:])
-        return autoencoder.decode_pixels(latents.float(), cache)[0][:, -1].float()
+            self.goal = self.features(last_pixels(world_model, world_model.autoencoder.encode(frames)))
 
     def __call__(self, state: WorldState) -> Reward:
         """Reward of at most 0."""
-        known = state.lengths.clamp(max=DECODED_LATENTS)
-        distance = torch.zeros(len(state), device=state.latents.device)
-        for count in known.unique().tolist():  # young worlds have fewer latents, and no row depends on its neighbours
-            rows = torch.nonzero(known == count)[:, 0]
-            shown = self.features(self._pixels(state.latents[rows, :, -count:]))
-            parts = [(a - b).abs().mean((1, 2, 3)) for a, b in zip(shown, self.goal, strict=True)]
-            distance = distance.index_add(0, rows, torch.stack(parts).mean(0))
+        shown = self.features(newest_pixels(self.world_model, state))
+        distance = torch.stack([(a - b).abs().mean((1, 2, 3)) for a, b in zip(shown, self.goal, strict=True)]).mean(0)
         done = distance < (0.0 if self.reached is None else self.reached)
         return Reward(-distance, done, {"perceptual_distance": distance})
+
+
+def newest_pixels(world_model: WorldModel, state: WorldState) -> Tensor:
+    """The last frames (B, 3, H, W) of worlds, in [-1, 1]; gradients pass through."""
+    known = state.lengths.clamp(max=DECODED_LATENTS)
+    pixels = torch.zeros(len(state), 3, *world_model.frame_size, device=state.latents.device)
+    for count in known.unique().tolist():  # young worlds have fewer latents, and no row depends on its neighbours
+        rows = torch.nonzero(known == count)[:, 0]
+        pixels = pixels.index_add(0, rows, last_pixels(world_model, state.latents[rows, :, -count:]))
+    return pixels
+
+
+def last_pixels(world_model: WorldModel, latents: Tensor) -> Tensor:
+    """The last frame (B, 3, H, W) of latents (B, C, T, h, w)."""
+    autoencoder = world_model.autoencoder
+    cache = autoencoder.init_cache(len(latents), *latents.shape[-2:])
+    return autoencoder.decode_pixels(latents.float(), cache)[0][:, -1].float()
 
 
 def colours(pixels: Tensor) -> list[Tensor]:

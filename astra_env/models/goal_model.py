@@ -1,4 +1,4 @@
-"""A small network that tells from two latents how far it is from the one to the other."""
+"""A small network that tells from what a world and a goal show how far it is from the one to the other."""
 
 from __future__ import annotations
 
@@ -13,52 +13,48 @@ from torch.nn import functional as F
 from astra_env.models.heads import read_head, save_head
 
 FILE_NAME = "goal_model.safetensors"
-CELLS = 4
-"""Edge of the map that is left of latents of any size before all of it is read at once."""
-RADIUS = 4
-"""Cells of latents that a thing may be away from where it is in the goal, and still be found there."""
+CELLS, PICTURE_CELLS = 4, 8
+"""Edge of the map that is left of latents, and of pictures, of any size before all of it is read at once."""
+PATCH = 4
+"""Pixels along the edge of a cell of pictures."""
+RADIUS = 8
+"""Cells that a thing may be away from where it is in the goal, and still be found there."""
 
 
 class GoalModel(nn.Module):
-    """Latents (B, C, h, w) of a world and of a goal picture -> the motion (B, 6) from there to the goal.
+    """What a world shows and what a goal shows -> the motion (B, 6) from there to the goal.
 
-    It is three metres along x, y and z and a turn as axis times angle in radians. The latent of the goal is that of one
-    still picture, as the autoencoder shows the first frame of a video.
+    It is three metres along x, y and z and a turn as axis times angle in radians. Both show latents (B, C, h, w), that
+    of the goal being of one still picture, as the autoencoder shows the first frame of a video.
 
-    One that ``matches`` compares what either shows at every shift within `RADIUS`, for cameras that move.
+    One that ``reads_pictures`` is shown those instead, (B, 3, H, W) in [-1, 1], for cameras that move: how far they did
+    is told by small shifts, which latents do not keep. It compares what either shows at every shift within `RADIUS`.
     """
 
     scale: Tensor
 
-    def __init__(self, latent_channels: int = 16, dim: int = 64, *, matches: bool = False) -> None:
+    def __init__(self, latent_channels: int = 16, dim: int = 64, *, reads_pictures: bool = False) -> None:
         super().__init__()
-        self.embed = None
-        if matches:
-            layers = (nn.Conv2d(latent_channels, dim, 3, padding=1), nn.SiLU(), nn.Conv2d(dim, dim // 2, 3, padding=1))
-            self.embed = nn.Sequential(*layers)
-        self.features = nn.Sequential(
-            nn.Conv2d(2 * latent_channels + matches * (2 * RADIUS + 1) ** 2, dim, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(dim, dim, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(dim, 2 * dim, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(2 * dim, dim, 3, padding=1),
-            nn.SiLU(),
-            nn.AdaptiveAvgPool2d(CELLS),
-            nn.Flatten(),
-            nn.Linear(dim * CELLS**2, 128),
-            nn.SiLU(),
-            nn.Linear(128, 6),
-        )
+        self.embed = _picture_embedding(dim) if reads_pictures else None
+        self.features = _picture_layers(dim) if reads_pictures else _latent_layers(latent_channels, dim)
         self.register_buffer("scale", torch.ones(6))  # metres and radians that the layers take for 1
 
-    def forward(self, latents: Tensor, goals: Tensor) -> Tensor:
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether it is shown pictures instead of latents."""
+        return self.embed is not None
+
+    def forward(self, shown: Tensor, goals: Tensor) -> Tensor:
         """Differentiable, for planners that follow gradients."""
-        inputs = [latents.float(), goals.float()]
+        return self.scale * self.features[-1](self.read(shown, goals))
+
+    def read(self, shown: Tensor, goals: Tensor) -> Tensor:
+        """What the motion is read off, (B, D)."""
+        inputs = [shown.float(), goals.float()]
         if self.embed is not None:
-            inputs.append(4 * likeness(*(F.normalize(self.embed(part), dim=1) for part in inputs)))
-        return self.scale * self.features(torch.cat(inputs, dim=1))
+            inputs = [self.embed(part) for part in inputs]
+            inputs.append(4 * likeness(*(F.normalize(part, dim=1) for part in inputs)))
+        return self.features[:-1](torch.cat(inputs, dim=1))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the weights beside a checkpoint's others."""
@@ -68,11 +64,63 @@ class GoalModel(nn.Module):
     def load(cls, folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> GoalModel:
         """Read what `save` wrote; sizes follow from the weights."""
         weights, _ = read_head(Path(folder) / FILE_NAME, "learn one from recorded episodes with astra-env fit-goal")
-        matches, first = "embed.0.weight" in weights, weights["features.0.weight"]
-        channels = weights["embed.0.weight"].shape[1] if matches else first.shape[1] // 2
-        model = cls(channels, len(first), matches=matches)
+        if "embed.1.weight" in weights:
+            model = cls(dim=len(weights["embed.1.weight"]), reads_pictures=True)
+        else:
+            dim, channels = weights["features.0.weight"].shape[:2]
+            model = cls(channels // 2, dim)
         model.load_state_dict(weights)
         return model.to(device).eval().requires_grad_(False)
+
+
+def _latent_layers(channels: int, dim: int) -> nn.Sequential:
+    """Latents of a world beside those of a goal -> (B, 6)."""
+    return nn.Sequential(
+        nn.Conv2d(2 * channels, dim, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(dim, dim, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(dim, 2 * dim, 3, stride=2, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(2 * dim, dim, 3, padding=1),
+        nn.SiLU(),
+        nn.AdaptiveAvgPool2d(CELLS),
+        nn.Flatten(),
+        nn.Linear(dim * CELLS**2, 128),
+        nn.SiLU(),
+        nn.Linear(128, 6),
+    )
+
+
+def _picture_embedding(dim: int) -> nn.Sequential:
+    """Pictures (B, 3, H, W) -> what their cells show, (B, dim, H / 4, W / 4)."""
+    return nn.Sequential(
+        nn.PixelUnshuffle(PATCH),
+        nn.Conv2d(3 * PATCH**2, dim, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(dim, dim, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(dim, dim, 3, padding=1),
+    )
+
+
+def _picture_layers(dim: int) -> nn.Sequential:
+    """What cells show here and in the goal, and at which shifts that is alike -> (B, 6)."""
+    return nn.Sequential(
+        nn.Conv2d(2 * dim + (2 * RADIUS + 1) ** 2, 2 * dim, 1),
+        nn.SiLU(),
+        nn.Conv2d(2 * dim, 2 * dim, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(2 * dim, 2 * dim, 3, stride=2, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(2 * dim, dim, 3, padding=1),
+        nn.SiLU(),
+        nn.AdaptiveAvgPool2d(PICTURE_CELLS),
+        nn.Flatten(),
+        nn.Linear(dim * PICTURE_CELLS**2, 256),
+        nn.SiLU(),
+        nn.Linear(256, 6),
+    )
 
 
 def likeness(maps: Tensor, others: Tensor) -> Tensor:

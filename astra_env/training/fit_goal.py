@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from astra_env import geometry
@@ -26,6 +25,9 @@ from astra_env.training.dreams import imagine_episodes
 from astra_env.training.episodes import FRAMES_PER_ACTION, Episodes, encode_episodes, load_episodes
 from astra_env.writing import write_json
 
+TRAIN, HELDOUT = "train", "heldout"
+DIM = {True: 48, False: 64}
+"""Width of the network that reads the pictures of cameras that move, and of the one that reads latents."""
 PIECE = 2 * NUM_CHUNKS
 """Chunks of an episode that are dreamt at a time: the first half is known, the second half imagined."""
 
@@ -40,7 +42,7 @@ class FitGoalConfig:
     )
     world_model: str = flag("astra-tiny", "bundled name or checkpoint folder whose worlds are measured")
     num_steps: int = flag(3000, "steps of training")
-    batch_size: int = flag(128, "pairs of a batch; half of them begin in a dream")
+    batch_size: int = flag(128, "pairs of a batch; half of those of latents begin in a dream")
     episodes: int = flag(800, "recorded episodes to learn from and to test on, at most")
     apart: int = flag(8, "steps that a world and its goal are apart in an episode, at most")
     seed: int = flag(0, "of the weights, the dreams and the batches")
@@ -55,9 +57,9 @@ class FitGoalConfig:
 
 @dataclass(frozen=True)
 class Views:
-    """Latents (M, C, h, w) of worlds, and which moments they show: episode and time, long (M,)."""
+    """Latents (M, C, h, w) of worlds, or pictures uint8 (M, H, W, 3), and of which moments: episode and time (M,)."""
 
-    latents: Tensor
+    shown: Tensor
     episode: Tensor
     time: Tensor
 
@@ -66,8 +68,8 @@ class Views:
 class Sights:
     """What is known of E episodes of N chunks."""
 
-    views: tuple[Views, Views]  # as they were, and as the world imagines them
-    stills: Tensor  # (E, N + 1, C, h, w): the picture at the end of each chunk, as a goal is encoded
+    views: tuple[Views, ...]  # as they were, and as the world imagines them
+    stills: Tensor  # (E, N + 1, ...): the picture at the end of each chunk, or its latent, as a goal is encoded
     poses: Tensor  # float64 (E, N + 1, 4, 4)
     moving: bool  # whether motions are seen from the pose where they begin, as this modality's actions are
 
@@ -76,7 +78,12 @@ class Sights:
         episode, time = views.episode[index], views.time[index]
         later = (time + apart).clamp(0, self.stills.shape[1] - 1)
         motions = motion_between(self.poses[episode, time], self.poses[episode, later], moving=self.moving)
-        return views.latents[index], self.stills[episode, later], motions
+        return _input(views.shown[index]), _input(self.stills[episode, later]), motions
+
+
+def _input(shown: Tensor) -> Tensor:
+    """Pictures as a model takes them; latents as they are."""
+    return shown.movedim(-1, 1).float() / 127.5 - 1 if shown.dtype == torch.uint8 else shown
 
 
 def motion_between(poses: Tensor, goals: Tensor, *, moving: bool) -> Tensor:
@@ -101,7 +108,7 @@ def fit_goal(config: FitGoalConfig) -> dict[str, float]:
     """
     began = time.perf_counter()
     world_model = WorldModel.from_pretrained(config.world_model)
-    train, heldout = (read_sights(config, world_model, split) for split in ("train", "heldout"))
+    train, heldout = (read_sights(config, world_model, split) for split in (TRAIN, HELDOUT))
     model = train_goal_model(train, config)
     report = {
         f"{kind}_{name}": value
@@ -117,21 +124,31 @@ def fit_goal(config: FitGoalConfig) -> dict[str, float]:
 
 
 def train_goal_model(sights: Sights, config: FitGoalConfig) -> GoalModel:
-    """A network that has seen pairs of all distances alike, half of them from dreams."""
+    """A network that has seen pairs of all distances alike, as many from dreams as from recordings.
+
+    It learns to tell, too, how far off it may be, so that pairs of which nobody could tell more do not count for more
+    (Laplace's likelihood; Kendall and Gal 2017): ways of 20 cm are to be told well beside ways of a metre.
+    """
     generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = GoalModel(sights.stills.shape[2], matches=sights.moving)
+        model = GoalModel(sights.stills.shape[2], dim=DIM[sights.moving], reads_pictures=sights.moving)
+        doubt = nn.Linear(model.features[-1].in_features, 2)  # type: ignore[arg-type]
     spread = torch.cat([_drawn(sights, views, 1024, config.apart, generator)[2] for views in sights.views]).square()
     model.scale.copy_(spread.mean(0).unflatten(0, (2, 3)).mean(1).sqrt().clamp(min=1e-4).repeat_interleave(3))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, config.num_steps + 1)
+    parameters = [*model.parameters(), *doubt.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, config.num_steps + 1)
+    count = -(-config.batch_size // len(sights.views))
     for _ in tqdm(range(config.num_steps), desc=f"goals of {Path(config.data).name}", unit="step", mininterval=5):
-        drawn = [_drawn(sights, views, -(-config.batch_size // 2), config.apart, generator) for views in sights.views]
-        latents, goals, motions = (torch.cat(part) for part in zip(*drawn, strict=True))
-        loss = F.smooth_l1_loss(model(latents, goals) / model.scale, motions / model.scale, beta=0.3)
+        drawn = [_drawn(sights, views, count, config.apart, generator) for views in sights.views]
+        shown, goals, motions = (torch.cat(part) for part in zip(*drawn, strict=True))
+        read = model.read(shown, goals)
+        apart = (model.features[-1](read) - motions / model.scale).unflatten(1, (2, 3))
+        errors, doubts = apart.square().sum(-1).add(1e-4).sqrt(), doubt(read).clamp(-6, 4)
         optimizer.zero_grad()
-        loss.backward()
+        (errors * (-doubts).exp() + doubts).mean().backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
     return model.eval()
@@ -140,7 +157,7 @@ def train_goal_model(sights: Sights, config: FitGoalConfig) -> GoalModel:
 def _drawn(
     sights: Sights, views: Views, count: int, apart: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    index = torch.randint(len(views.latents), (count,), generator=generator)
+    index = torch.randint(len(views.shown), (count,), generator=generator)
     return sights.pairs(views, index, torch.randint(-apart, apart + 1, (count,), generator=generator))
 
 
@@ -148,11 +165,11 @@ def _drawn(
 def goal_report(model: GoalModel, sights: Sights, views: Views, config: FitGoalConfig) -> dict[str, float]:
     """Mean lengths of errors in metres and radians over a pair of every view, and the correlation of distances."""
     generator = torch.Generator().manual_seed(config.seed)
-    span = torch.randint(-config.apart, config.apart + 1, (len(views.latents),), generator=generator)
+    span = torch.randint(-config.apart, config.apart + 1, (len(views.shown),), generator=generator)
     parts = []
-    for index in torch.arange(len(views.latents)).split(512):
-        latents, goals, motions = sights.pairs(views, index, span[index])
-        parts.append(torch.stack([model(latents, goals), motions]))
+    for index in torch.arange(len(views.shown)).split(512):
+        shown, goals, motions = sights.pairs(views, index, span[index])
+        parts.append(torch.stack([model(shown, goals), motions]))
     told, true = torch.cat(parts, dim=1).unflatten(-1, (2, 3)).movedim(2, 1)  # (way and turn, M, 3) each
     errors, lengths = (told - true).norm(dim=-1).mean(1), true.norm(dim=-1).mean(1)
     pairs = torch.stack([told.norm(dim=-1), true.norm(dim=-1)], dim=1)
@@ -164,7 +181,7 @@ def goal_report(model: GoalModel, sights: Sights, views: Views, config: FitGoalC
         "radians_guessing": lengths[1].item(),
         "metres_correlation": likeness[0].item(),
         "radians_correlation": likeness[1].item(),
-        "num_pairs": len(views.latents),
+        "num_pairs": len(views.shown),
     }
 
 
@@ -172,30 +189,51 @@ def goal_report(model: GoalModel, sights: Sights, views: Views, config: FitGoalC
 
 
 def read_sights(config: FitGoalConfig, world_model: WorldModel, split: str) -> Sights:
-    """Encode and imagine the episodes of a split."""
+    """Encode and imagine the episodes of a split.
+
+    Cameras that move are to be read off pictures. They learn from real ones, and are tested on imagined ones, too.
+    """
     episodes = load_episodes(config.data, split, config.episodes, frame_size=world_model.frame_size[0])
-    num_chunks = episodes.actions.shape[1]
+    count, num_chunks = episodes.actions.shape[:2]
     if num_chunks < PIECE:
         raise ValueError(f"Episodes of {config.data} have {num_chunks} chunks, expected at least {PIECE}.")
-    latents = encode_episodes(world_model.autoencoder, episodes)
-    count, times = latents.shape[:2]
-    recorded = Views(
-        latents.flatten(0, 1),
-        torch.arange(count).repeat_interleave(times),
-        torch.arange(times).repeat(count),
-    )
-    firsts = range(0, num_chunks - PIECE + 1, PIECE)
-    dreams = [imagine_episodes(world_model, piece_of(episodes, first), seed=config.seed)[0] for first in firsts]
-    moments = torch.cat([torch.arange(first + NUM_CHUNKS + 1, first + PIECE + 1) for first in firsts])
-    dreamt = torch.cat(dreams, dim=1)  # (E, moments, C, h, w)
-    imagined = Views(dreamt.flatten(0, 1), torch.arange(count).repeat_interleave(len(moments)), moments.repeat(count))
     kinematics = ACTION_MODALITIES[episodes.modality].kinematics
-    return Sights(
-        (recorded, imagined),
-        encode_stills(world_model.autoencoder, episodes),
-        read_poses(config.data, split, count, num_chunks),
-        not isinstance(kinematics, RigidMotion) or kinematics.moving,
+    moving = not isinstance(kinematics, RigidMotion) or kinematics.moving
+    if moving:
+        seen = stills = episodes.frames[:, ::FRAMES_PER_ACTION]
+    else:
+        seen = encode_episodes(world_model.autoencoder, episodes)
+        stills = encode_stills(world_model.autoencoder, episodes)
+    times = num_chunks + 1
+    views = [Views(seen.flatten(0, 1), torch.arange(count).repeat_interleave(times), torch.arange(times).repeat(count))]
+    if not moving or split == HELDOUT:
+        views.append(_dreamt(world_model, episodes, config.seed, decode=moving))
+    return Sights(tuple(views), stills, read_poses(config.data, split, count, num_chunks), moving)
+
+
+def _dreamt(world_model: WorldModel, episodes: Episodes, seed: int, *, decode: bool) -> Views:
+    """The second half of every piece of episodes, imagined."""
+    firsts = range(0, episodes.actions.shape[1] - PIECE + 1, PIECE)
+    dreams = [imagine_episodes(world_model, piece_of(episodes, first), seed=seed)[0] for first in firsts]
+    if decode:
+        dreams = [_last_frames(world_model, latents) for latents in dreams]
+    moments = torch.cat([torch.arange(first + NUM_CHUNKS + 1, first + PIECE + 1) for first in firsts])
+    count = len(episodes)
+    return Views(
+        torch.cat(dreams, dim=1).flatten(0, 1),
+        torch.arange(count).repeat_interleave(len(moments)),
+        moments.repeat(count),
     )
+
+
+@torch.no_grad()
+def _last_frames(world_model: WorldModel, latents: Tensor) -> Tensor:
+    """The last frame of each of latents (E, T, C, h, w) of streams, uint8 (E, T, H, W, 3)."""
+    autoencoder, parts = world_model.autoencoder, []
+    for part in latents.transpose(1, 2).split(64):
+        frames, _ = autoencoder.decode(part.to(world_model.device), autoencoder.init_cache(len(part), *part.shape[-2:]))
+        parts.append(frames[:, FRAMES_PER_ACTION - 1 :: FRAMES_PER_ACTION].cpu())
+    return torch.cat(parts)
 
 
 def piece_of(episodes: Episodes, first: int) -> Episodes:
