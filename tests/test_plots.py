@@ -72,6 +72,7 @@ MADE_UP = {
     "policies": {
         "environments": {
             "Astra-RT1-Reach-v0": {
+                "num_steps": {"simulator": 10, "imagination": 5},
                 "agents": {
                     "random": BOTH,
                     "imagination, 10 steps": BOTH,
@@ -106,6 +107,12 @@ SERIES = {  # lines with names, by panel
 def named(axes):
     """Series that a legend would list."""
     return axes.get_legend_handles_labels()[1]
+
+
+def test_policies_are_compared_by_the_step():
+    figure = PLOTS["policies"].draw(MADE_UP["policies"])
+    line = next(line for line in figure.axes[0].get_lines() if line.get_marker() == "o")
+    assert line.get_xydata().tolist() == [[5.0 / 5, 3.0 / 10]]
 
 
 def test_every_plot_is_tried():
