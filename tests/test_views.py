@@ -37,6 +37,12 @@ def heads(tmp_path):
     return tmp_path / "heads"
 
 
+def viewed(environment, checkpoint, view) -> Viewed:
+    """Two worlds as a view shows them."""
+    options = {"observation": "latent", "world_model": checkpoint, "autoreset_mode": AutoresetMode.DISABLED}
+    return Viewed(gymnasium.make_vec(environment, num_envs=2, vectorization_mode="vector_entry_point", **options), view)
+
+
 def test_the_speed_is_one_more_channel():
     latents = np.random.default_rng(0).normal(size=(2, *LATENT.shape)).astype(np.float32)
     shown = Planes(speed_beside)(latents, {"speed": np.array([0.0, 2 * SPEED])})
@@ -67,15 +73,11 @@ def test_the_way_to_a_target_is_remembered(checkpoint, tmp_path):
     torch.manual_seed(0)
     TargetModel(latent_size=4, num_outputs=6).save(tmp_path)
     view = Readings.load(tmp_path)
-    options = {"observation": "latent", "world_model": checkpoint}
-    worlds = gymnasium.make_vec(
-        ID, num_envs=2, vectorization_mode="vector_entry_point", autoreset_mode=AutoresetMode.DISABLED, **options
-    )
-    env = Viewed(worlds, view)
+    env = viewed(ID, checkpoint, view)
     shown, info = env.reset(seed=0)
     assert env.single_observation_space.shape == shown.shape[1:]
     with torch.no_grad():
-        offsets = view.models[0](torch.from_numpy(worlds.unwrapped.save_state().newest.numpy()))[:, :3].numpy()
+        offsets = view.models[0](torch.from_numpy(env.unwrapped.save_state().newest.numpy()))[:, :3].numpy()
     np.testing.assert_allclose(shown[:, -3:] * WAY, offsets, atol=1e-5)
     actions = np.zeros((2, 7), np.float32)
     actions[:, :3] = [[0.05, 0, 0], [0, 0.03, 0]]
@@ -85,7 +87,7 @@ def test_the_way_to_a_target_is_remembered(checkpoint, tmp_path):
     again, _ = env.reset(options={"reset_mask": np.array([True, False])})
     np.testing.assert_array_equal(again[1], further[1])
     env.close()
-    world, seen = make_imagined(ID, **options), []
+    world, seen = make_imagined(ID, observation="latent", world_model=checkpoint), []
     policy = Seeing(FunctionPolicy(lambda told: seen.append(told) or actions[0]), view, world)
     for seed in (0, 0):
         observation, _ = world.reset(seed=seed)
@@ -103,15 +105,7 @@ def test_cars_are_seen_with_their_speed_and_pictures_as_they_are():
 
 def test_a_path_is_seen_by_the_way_to_its_next_pose(checkpoint, tmp_path):
     view = view_of("Astra-MultiCam-v0", "latent", None)
-    worlds = gymnasium.make_vec(
-        "Astra-MultiCam-v0",
-        num_envs=2,
-        vectorization_mode="vector_entry_point",
-        autoreset_mode=AutoresetMode.DISABLED,
-        observation="latent",
-        world_model=checkpoint,
-    )
-    env = Viewed(worlds, view)
+    env = viewed("Astra-MultiCam-v0", checkpoint, view)
     shown, info = env.reset(seed=0)
     assert env.single_observation_space.shape == shown.shape[1:]
     alone = view_of("Astra-MultiCam-v0", "latent", tmp_path)
@@ -132,15 +126,7 @@ def test_a_path_is_seen_by_the_way_to_its_next_pose(checkpoint, tmp_path):
 
 
 def test_rows_that_go_on_keep_their_speed(checkpoint):
-    worlds = gymnasium.make_vec(
-        "Astra-NuScenes-v0",
-        num_envs=2,
-        vectorization_mode="vector_entry_point",
-        autoreset_mode=AutoresetMode.DISABLED,
-        observation="latent",
-        world_model=checkpoint,
-    )
-    env = Viewed(worlds, Planes(speed_beside))
+    env = viewed("Astra-NuScenes-v0", checkpoint, Planes(speed_beside))
     first, info = env.reset(seed=0)
     np.testing.assert_allclose(first[:, 16, 0, 0], info["speed"] / SPEED, rtol=1e-6)
     assert env.single_observation_space.contains(first[0]) and first[1, 16, 0, 0] > 0

@@ -138,6 +138,5 @@ RECORDING = Recording(
     make_behaviour=lambda name, rng, info: exploration_behaviours.make_behaviour(name, rng),
     text=TEXT,
     packages=("mujoco", "numpy"),
-    moments={"goal": "goal"},
 )
 """How `astra-env collect camera` records."""
