@@ -39,8 +39,8 @@ FINALS: dict[str, tuple[str, str]] = {
 }
 """Run of an id -> what its policy is called, and which of the run's policies that is."""
 IMAGINED_STEPS = {"Astra-RT1-Reach-v0": 12}
-"""Id -> steps of an imagined episode, if not as many as of a real one: a dreamt cube goes along with the gripper, 3 cm
-in ten steps and 11 cm in fifty."""
+"""Id -> steps of an imagined episode, if not as many as of a real one: a dreamt cube goes along with the gripper, a
+little with every step."""
 SHARES = (0.25, 0.5, 0.75)
 """Of steps at random, which make policies of differing strength of one."""
 
