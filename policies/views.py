@@ -36,21 +36,26 @@ PLACES = 6
 
 Told = Mapping[str, np.ndarray]
 """Some of ``BESIDE``, and what is remembered, with a row for each of N worlds."""
-Beside = Callable[[Told, int], np.ndarray]
+Beside = Callable[[Told], np.ndarray]
 """What N worlds tell beside pictures, as numbers (N, K) about 1 in size."""
+AT_REST: Told = {
+    "speed": np.zeros(1),
+    "pose": np.eye(4)[None],
+    "next_pose": np.eye(4)[None],
+    TARGET: np.zeros((1, 3)),
+}
+"""What a world might tell, from which follows how many numbers are seen of it."""
 
 
-def speed_beside(told: Told, count: int) -> np.ndarray:
-    """The speed (N, 1) of a vehicle, which one latent hardly shows; 0 where nothing has one."""
-    return np.asarray(told.get("speed", np.zeros(count)))[:, None] / SPEED
+def speed_beside(told: Told) -> np.ndarray:
+    """The speed (N, 1) of a vehicle, which one latent hardly shows."""
+    return told["speed"][:, None] / SPEED
 
 
-def way_beside(told: Told, count: int) -> np.ndarray:
+def way_beside(told: Told) -> np.ndarray:
     """The way (N, 6) to the next pose of a path, seen from the present one: along x, y, z, and axis times angle."""
-    poses, wanted = (np.asarray(told.get(name, np.tile(np.eye(4), (count, 1, 1)))) for name in ("pose", "next_pose"))
-    step = geometry.relative(poses, wanted)
-    motions = np.concatenate([step[:, :3, 3], geometry.matrix_to_axis_angle(step[:, :3, :3])], axis=1)
-    return motions / WAY
+    step = geometry.relative(told["pose"], told["next_pose"])
+    return np.concatenate([step[:, :3, 3], geometry.matrix_to_axis_angle(step[:, :3, :3])], axis=1) / WAY
 
 
 class View(Protocol):
@@ -60,13 +65,14 @@ class View(Protocol):
         """What is seen of one world, by the space of its latents (C, h, w)."""
 
     def remember(self, latents: np.ndarray, told: Told) -> dict[str, np.ndarray]:
-        """What of the beginning of N episodes is told with all that follows, a row for each."""
+        """What of the beginning of N episodes goes with all that follows, a row for each: nothing, unless it says."""
+        return {}
 
     def __call__(self, latents: np.ndarray, told: Told) -> np.ndarray:
         """See the class."""
 
 
-class Planes:
+class Planes(View):
     """Latents with one more channel for each number that is told beside them."""
 
     def __init__(self, beside: Beside) -> None:
@@ -75,20 +81,16 @@ class Planes:
     def space(self, latents: Box) -> Box:
         """(C + K, h, w)."""
         channels, height, width = latents.shape
-        return _unbounded(channels + self.beside({}, 1).shape[1], height, width)
-
-    def remember(self, latents: np.ndarray, told: Told) -> dict[str, np.ndarray]:
-        """Nothing."""
-        return {}
+        return _unbounded(channels + self.beside(AT_REST).shape[1], height, width)
 
     def __call__(self, latents: np.ndarray, told: Told) -> np.ndarray:
         """float32 (N, C + K, h, w)."""
-        numbers = self.beside(told, len(latents)).astype(np.float32)
+        numbers = self.beside(told).astype(np.float32)
         planes = np.broadcast_to(numbers[:, :, None, None], (*numbers.shape, *latents.shape[2:]))
         return np.concatenate([latents, planes], axis=1)
 
 
-class Numbers:
+class Numbers(View):
     """What is told beside latents, and nothing of them."""
 
     def __init__(self, beside: Beside) -> None:
@@ -96,18 +98,14 @@ class Numbers:
 
     def space(self, latents: Box) -> Box:
         """(K,)."""
-        return _unbounded(self.beside({}, 1).shape[1])
-
-    def remember(self, latents: np.ndarray, told: Told) -> dict[str, np.ndarray]:
-        """Nothing."""
-        return {}
+        return _unbounded(self.beside(AT_REST).shape[1])
 
     def __call__(self, latents: np.ndarray, told: Told) -> np.ndarray:
         """float32 (N, K)."""
-        return self.beside(told, len(latents)).astype(np.float32)
+        return self.beside(told).astype(np.float32)
 
 
-class Readings:
+class Readings(View):
     """What models that were learned from recordings say of latents, what they say it by, and a vehicle's speed.
 
     Small enough to learn from quickly, and as much alike for real and for imagined latents as the models make it.
@@ -129,7 +127,7 @@ class Readings:
 
     def space(self, latents: Box) -> Box:
         """(D,)."""
-        shown = self(np.zeros((1, *latents.shape), np.float32), {})
+        shown = self(np.zeros((1, *latents.shape), np.float32), AT_REST)
         return _unbounded(shown.shape[1])
 
     @torch.no_grad()
@@ -148,11 +146,9 @@ class Readings:
         speeds = np.asarray(told.get("speed", np.zeros(len(latents))))
         given, driven = torch.from_numpy(latents).to(device), torch.from_numpy(speeds).float().to(device)
         said = [part.cpu().numpy() for model in self.models for part in self._read(model, given, driven)]
-        said.append(speed_beside(told, len(latents)))
+        said.append(speeds[:, None] / SPEED)
         if self.placing:
-            said.append(
-                (told[TARGET] - told["pose"][:, :3, 3]) / WAY if TARGET in told else np.zeros((len(latents), 3))
-            )
+            said.append((told[TARGET] - told["pose"][:, :3, 3]) / WAY)
         return np.concatenate(said, axis=1, dtype=np.float32)
 
     def _read(self, model: RewardModel | TargetModel, latents: Tensor, speeds: Tensor) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,8 +14,6 @@ from torch.nn import functional as F
 from astra_env.models.heads import read_head, save_head
 
 FILE_NAME = "goal_model.safetensors"
-CELLS, PICTURE_CELLS = 4, 8
-"""Edge of the map that is left of latents, and of pictures, of any size before all of it is read at once."""
 PATCH = 4
 """Pixels along the edge of a cell of pictures."""
 RADIUS = 8
@@ -35,8 +34,14 @@ class GoalModel(nn.Module):
 
     def __init__(self, latent_channels: int = 16, dim: int = 64, *, reads_pictures: bool = False) -> None:
         super().__init__()
+        wide = 2 * dim
         self.embed = _picture_embedding(dim) if reads_pictures else None
-        self.features = _picture_layers(dim) if reads_pictures else _latent_layers(latent_channels, dim)
+        if reads_pictures:
+            first = (wide + (2 * RADIUS + 1) ** 2, wide, 1, 1)  # what either shows, and at which shifts that is alike
+            self.features = _layers((first, (wide, wide, 3, 1), (wide, wide, 3, 2), (wide, dim, 3, 1)), 8, 256)
+        else:
+            first = (2 * latent_channels, dim, 3, 1)
+            self.features = _layers((first, (dim, dim, 3, 1), (dim, wide, 3, 2), (wide, dim, 3, 1)), 4, 128)
         self.register_buffer("scale", torch.ones(6))  # metres and radians that the layers take for 1
 
     @property
@@ -73,25 +78,6 @@ class GoalModel(nn.Module):
         return model.to(device).eval().requires_grad_(False)
 
 
-def _latent_layers(channels: int, dim: int) -> nn.Sequential:
-    """Latents of a world beside those of a goal -> (B, 6)."""
-    return nn.Sequential(
-        nn.Conv2d(2 * channels, dim, 3, padding=1),
-        nn.SiLU(),
-        nn.Conv2d(dim, dim, 3, padding=1),
-        nn.SiLU(),
-        nn.Conv2d(dim, 2 * dim, 3, stride=2, padding=1),
-        nn.SiLU(),
-        nn.Conv2d(2 * dim, dim, 3, padding=1),
-        nn.SiLU(),
-        nn.AdaptiveAvgPool2d(CELLS),
-        nn.Flatten(),
-        nn.Linear(dim * CELLS**2, 128),
-        nn.SiLU(),
-        nn.Linear(128, 6),
-    )
-
-
 def _picture_embedding(dim: int) -> nn.Sequential:
     """Pictures (B, 3, H, W) -> what their cells show, (B, dim, H / 4, W / 4)."""
     return nn.Sequential(
@@ -104,23 +90,13 @@ def _picture_embedding(dim: int) -> nn.Sequential:
     )
 
 
-def _picture_layers(dim: int) -> nn.Sequential:
-    """What cells show here and in the goal, and at which shifts that is alike -> (B, 6)."""
-    return nn.Sequential(
-        nn.Conv2d(2 * dim + (2 * RADIUS + 1) ** 2, 2 * dim, 1),
-        nn.SiLU(),
-        nn.Conv2d(2 * dim, 2 * dim, 3, padding=1),
-        nn.SiLU(),
-        nn.Conv2d(2 * dim, 2 * dim, 3, stride=2, padding=1),
-        nn.SiLU(),
-        nn.Conv2d(2 * dim, dim, 3, padding=1),
-        nn.SiLU(),
-        nn.AdaptiveAvgPool2d(PICTURE_CELLS),
-        nn.Flatten(),
-        nn.Linear(dim * PICTURE_CELLS**2, 256),
-        nn.SiLU(),
-        nn.Linear(256, 6),
-    )
+def _layers(convolutions: Sequence[tuple[int, int, int, int]], cells: int, hidden: int) -> nn.Sequential:
+    """Maps -> (B, 6), through convolutions (channels in and out, size, stride) and what is left of a map."""
+    layers: list[nn.Module] = []
+    for narrow, wide, size, stride in convolutions:
+        layers += [nn.Conv2d(narrow, wide, size, stride, padding=size // 2), nn.SiLU()]
+    pooled = [nn.AdaptiveAvgPool2d(cells), nn.Flatten(), nn.Linear(convolutions[-1][1] * cells**2, hidden), nn.SiLU()]
+    return nn.Sequential(*layers, *pooled, nn.Linear(hidden, 6))
 
 
 def likeness(maps: Tensor, others: Tensor) -> Tensor:

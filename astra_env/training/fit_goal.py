@@ -25,9 +25,6 @@ from astra_env.training.dreams import imagine_episodes
 from astra_env.training.episodes import FRAMES_PER_ACTION, Episodes, encode_episodes, load_episodes
 from astra_env.writing import write_json
 
-TRAIN, HELDOUT = "train", "heldout"
-DIM = {True: 48, False: 64}
-"""Width of the network that reads the pictures of cameras that move, and of the one that reads latents."""
 PIECE = 2 * NUM_CHUNKS
 """Chunks of an episode that are dreamt at a time: the first half is known, the second half imagined."""
 
@@ -108,7 +105,7 @@ def fit_goal(config: FitGoalConfig) -> dict[str, float]:
     """
     began = time.perf_counter()
     world_model = WorldModel.from_pretrained(config.world_model)
-    train, heldout = (read_sights(config, world_model, split) for split in (TRAIN, HELDOUT))
+    train, heldout = (read_sights(config, world_model, split) for split in ("train", "heldout"))
     model = train_goal_model(train, config)
     report = {
         f"{kind}_{name}": value
@@ -132,7 +129,7 @@ def train_goal_model(sights: Sights, config: FitGoalConfig) -> GoalModel:
     generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = GoalModel(sights.stills.shape[2], dim=DIM[sights.moving], reads_pictures=sights.moving)
+        model = GoalModel(dim=48, reads_pictures=True) if sights.moving else GoalModel(sights.stills.shape[2])
         doubt = nn.Linear(model.features[-1].in_features, 2)  # type: ignore[arg-type]
     spread = torch.cat([_drawn(sights, views, 1024, config.apart, generator)[2] for views in sights.views]).square()
     model.scale.copy_(spread.mean(0).unflatten(0, (2, 3)).mean(1).sqrt().clamp(min=1e-4).repeat_interleave(3))
@@ -206,7 +203,7 @@ def read_sights(config: FitGoalConfig, world_model: WorldModel, split: str) -> S
         stills = encode_stills(world_model.autoencoder, episodes)
     times = num_chunks + 1
     views = [Views(seen.flatten(0, 1), torch.arange(count).repeat_interleave(times), torch.arange(times).repeat(count))]
-    if not moving or split == HELDOUT:
+    if not moving or split == "heldout":
         views.append(_dreamt(world_model, episodes, config.seed, decode=moving))
     return Sights(tuple(views), stills, read_poses(config.data, split, count, num_chunks), moving)
 
