@@ -31,7 +31,7 @@ from astra_env.envs.goal_kit import LearnedGoal
 from astra_env.envs.reward_kit import PoseGoal
 from astra_env.envs.rewards import RewardFunction
 from astra_env.models import WorldState
-from astra_env.models.goal_model import GoalModel
+from astra_env.models.goal_model import load_goal_model
 from astra_env.simulators import make_simulator
 from astra_env.writing import write_json
 from benchmarks.runtime import machine
@@ -65,7 +65,7 @@ class Task:
         if judged == "latents":
             return None
         world = env.unwrapped
-        model = GoalModel.load(world.folder, world.world_model.device)
+        model = load_goal_model(world.folder, world.world_model.device)
         goal = LearnedGoal(model, world.world_model, picture, metres=self.metres, radians=self.turn)
         if judged == "picture":
             return goal

@@ -11,12 +11,13 @@ from tiny import save_checkpoint, seeded, write_dataset
 
 from astra_env import geometry
 from astra_env.models import WorldModel
-from astra_env.models.goal_model import FILE_NAME, GoalModel
+from astra_env.models.goal_model import FILE_NAME, load_goal_model
 from astra_env.training.episodes import load_episodes
 from astra_env.training.fit_goal import (
     FitGoalConfig,
     Sights,
     Views,
+    _some_mirrored,
     fit_goal,
     goal_report,
     motion_between,
@@ -83,17 +84,35 @@ def test_cameras_are_read_off_pictures(world, tmp_path):
     data = write_dataset(tmp_path / "data", kind="camera", num_train=2, num_heldout=2, num_chunks=9)
     model = WorldModel.from_pretrained(world, device="cpu")
     train, heldout = (read_sights(config(world, data), model, split) for split in ("train", "heldout"))
-    assert [len(views.shown) for views in train.views] == [2 * 10]  # nothing is dreamt to learn from
-    assert [len(views.shown) for views in heldout.views] == [2 * 10, 2 * 4]
+    assert [len(views.shown) for views in train.views] == [2 * 37]  # nothing is dreamt to learn from
+    assert [len(views.shown) for views in heldout.views] == [2 * 37, 2 * 4]
+    assert heldout.views[1].time.tolist() == 2 * [20, 24, 28, 32] and heldout.span(2) == 8
     frames = load_episodes(data, "heldout", frame_size=32).frames
-    here, goals, _ = heldout.pairs(heldout.views[0], torch.tensor([3, 12]), torch.tensor([2, 4]))
+    here, goals, _ = heldout.pairs(heldout.views[0], torch.tensor([12, 45]), torch.tensor([8, 16]))
     for pictures, rows in ((here, (frames[0, 12], frames[1, 8])), (goals, (frames[0, 20], frames[1, 24]))):
         torch.testing.assert_close(pictures, torch.stack(rows).movedim(-1, 1).float() / 127.5 - 1)
     dreamt = heldout.views[1].shown
     assert dreamt.dtype == torch.uint8 and dreamt.shape[1:] == (32, 32, 3) and dreamt.float().std() > 1
     out = tmp_path / "goal"
     report = fit_goal(config(world, data, out))
-    assert report["imagined_num_pairs"] == 8 and GoalModel.load(out).reads_pictures
+    assert report["imagined_num_pairs"] == 8 and load_goal_model(out).reads_pictures
+
+
+def test_a_mirror_shows_a_camera_that_moves_as_in_a_mirror():
+    here, goals = torch.randn(2, 40, 3, 4, 4, generator=seeded())
+    motions = torch.randn(40, 6, generator=seeded(1))
+    shown, ahead, told = _some_mirrored(here, goals, motions, seeded(2))
+    mirrored = (shown != here).flatten(1).any(1)
+    assert 5 < mirrored.sum() < 35
+    flipped = torch.where(mirrored[:, None, None, None], goals.flip(-1), goals)
+    torch.testing.assert_close(ahead, flipped, atol=0, rtol=0)
+    mirror = np.diag([-1.0, 1.0, 1.0])
+    for motion, said, seen in zip(motions.double().numpy(), told.double().numpy(), mirrored.tolist(), strict=True):
+        turn = geometry.axis_angle_to_matrix(motion[3:])
+        if seen:
+            motion[:3], turn = mirror @ motion[:3], mirror @ turn @ mirror
+        np.testing.assert_allclose(said[:3], motion[:3])
+        np.testing.assert_allclose(geometry.axis_angle_to_matrix(said[3:]), turn, atol=1e-6)
 
 
 def test_what_latents_show_is_learned():
@@ -118,7 +137,7 @@ def test_a_fit_writes_the_network_and_how_good_it_is(world, data, tmp_path):
     assert 0 < report["recorded_metres_error"] < 1 and report["recorded_metres_guessing"] > 0.01
     assert report["recorded_radians_guessing"] < 1e-5 and report["imagined_radians_correlation"] == 0  # nothing turns
     latents = torch.zeros(1, 16, 4, 4)
-    assert GoalModel.load(out)(latents, latents).shape == (1, 6)
+    assert load_goal_model(out)(latents, latents).shape == (1, 6)
 
 
 def test_the_seed_decides(world, data, tmp_path):

@@ -11,7 +11,7 @@ from tiny import save_checkpoint
 
 import astra_env  # noqa: F401  registers the ids
 from astra_env.actions import ACTION_MODALITIES
-from astra_env.models.goal_model import GoalModel
+from astra_env.models.goal_model import GoalModel, save_goal_model
 from benchmarks import cli, planning
 from benchmarks.planning import Planner, RandomActor, Task, make_goal, pursue, render_planning, separation
 from policies.objectives import mean_reward
@@ -112,7 +112,7 @@ def test_the_imagined_world_begins_anew_from_all_real_frames(make):
 def test_plans_are_judged_by_what_the_goal_model_reads(tmp_path):
     torch.manual_seed(0)
     checkpoint = save_checkpoint(tmp_path / "world", domains=["robot"])
-    GoalModel(dim=8).save(checkpoint / "domains" / "robot")
+    save_goal_model(GoalModel(dim=8), checkpoint / "domains" / "robot")
     env = gymnasium.make("Astra-RT1-v0", world_model=str(checkpoint), device="cpu")
     goal, judges = make_goal(Gantry(), TASK, 0), {}
     for judged in ("latents", "picture", "pose"):

@@ -12,7 +12,7 @@ from astra_env.envs.reward_kit import newest_pixels
 from astra_env.envs.rewards import Reward
 from astra_env.kinematics import RigidMotion
 from astra_env.models import WorldModel, WorldState
-from astra_env.models.goal_model import GoalModel
+from astra_env.models.goal_model import AnyGoalModel
 
 
 class LearnedGoal:
@@ -31,7 +31,7 @@ class LearnedGoal:
 
     def __init__(
         self,
-        model: GoalModel,
+        model: AnyGoalModel,
         world_model: WorldModel,
         picture: np.ndarray,
         *,

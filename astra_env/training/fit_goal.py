@@ -19,7 +19,7 @@ from astra_env.flags import flag
 from astra_env.kinematics import RigidMotion
 from astra_env.models import WorldModel
 from astra_env.models.autoencoder import VideoAutoencoder
-from astra_env.models.goal_model import GoalModel
+from astra_env.models.goal_model import AnyGoalModel, GoalModel, PictureGoalModel, save_goal_model
 from astra_env.training.bundle import NUM_CHUNKS
 from astra_env.training.dreams import imagine_episodes
 from astra_env.training.episodes import FRAMES_PER_ACTION, Episodes, encode_episodes, load_episodes
@@ -63,15 +63,19 @@ class Views:
 
 @dataclass(frozen=True)
 class Sights:
-    """What is known of E episodes of N chunks."""
+    """What is known of T moments of E episodes: the ends of their chunks, or all frames of cameras that move."""
 
     views: tuple[Views, ...]  # as they were, and as the world imagines them
-    stills: Tensor  # (E, N + 1, ...): the picture at the end of each chunk, or its latent, as a goal is encoded
-    poses: Tensor  # float64 (E, N + 1, 4, 4)
+    stills: Tensor  # (E, T, ...): the picture at each moment, or its latent, as a goal is encoded
+    poses: Tensor  # float64 (E, T, 4, 4)
     moving: bool  # whether motions are seen from the pose where they begin, as this modality's actions are
 
+    def span(self, steps: int) -> int:
+        """Moments in so many steps."""
+        return steps * FRAMES_PER_ACTION if self.moving else steps
+
     def pairs(self, views: Views, index: Tensor, apart: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Worlds, goals so many steps later in the same episode or at its end, and the motions (B, 6) between them."""
+        """Worlds, goals so many moments later in the same episode or at its end, and the motions (B, 6) between."""
         episode, time = views.episode[index], views.time[index]
         later = (time + apart).clamp(0, self.stills.shape[1] - 1)
         motions = motion_between(self.poses[episode, time], self.poses[episode, later], moving=self.moving)
@@ -115,37 +119,33 @@ def fit_goal(config: FitGoalConfig) -> dict[str, float]:
     report["seconds"] = round(time.perf_counter() - began, 1)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    model.save(out)
+    save_goal_model(model, out)
     write_json(out / "goals.json", report)
     return report
 
 
-def train_goal_model(sights: Sights, config: FitGoalConfig) -> GoalModel:
+def train_goal_model(sights: Sights, config: FitGoalConfig) -> AnyGoalModel:
     """A network that has seen pairs of all distances alike, as many from dreams as from recordings.
 
-    It learns to tell, too, how far off it may be, so that pairs of which nobody could tell more do not count for more
-    (Laplace's likelihood; Kendall and Gal 2017): ways of 20 cm are to be told well beside ways of a metre.
+    Of cameras that move, it has seen recordings alone, and half of them in a mirror.
     """
     generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = GoalModel(dim=48, reads_pictures=True) if sights.moving else GoalModel(sights.stills.shape[2])
-        doubt = nn.Linear(model.features[-1].in_features, 2)  # type: ignore[arg-type]
+        model = PictureGoalModel() if sights.moving else GoalModel(sights.stills.shape[2])
     spread = torch.cat([_drawn(sights, views, 1024, config.apart, generator)[2] for views in sights.views]).square()
     model.scale.copy_(spread.mean(0).unflatten(0, (2, 3)).mean(1).sqrt().clamp(min=1e-4).repeat_interleave(3))
-    parameters = [*model.parameters(), *doubt.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.02)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, config.num_steps + 1)
     count = -(-config.batch_size // len(sights.views))
     for _ in tqdm(range(config.num_steps), desc=f"goals of {Path(config.data).name}", unit="step", mininterval=5):
         drawn = [_drawn(sights, views, count, config.apart, generator) for views in sights.views]
         shown, goals, motions = (torch.cat(part) for part in zip(*drawn, strict=True))
-        read = model.read(shown, goals)
-        apart = (model.features[-1](read) - motions / model.scale).unflatten(1, (2, 3))
-        errors, doubts = apart.square().sum(-1).add(1e-4).sqrt(), doubt(read).clamp(-6, 4)
+        if sights.moving:
+            shown, goals, motions = _some_mirrored(shown, goals, motions, generator)
         optimizer.zero_grad()
-        (errors * (-doubts).exp() + doubts).mean().backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        model.loss(shown, goals, motions).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
     return model.eval()
@@ -154,15 +154,25 @@ def train_goal_model(sights: Sights, config: FitGoalConfig) -> GoalModel:
 def _drawn(
     sights: Sights, views: Views, count: int, apart: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    index = torch.randint(len(views.shown), (count,), generator=generator)
-    return sights.pairs(views, index, torch.randint(-apart, apart + 1, (count,), generator=generator))
+    index, span = torch.randint(len(views.shown), (count,), generator=generator), sights.span(apart)
+    return sights.pairs(views, index, torch.randint(-span, span + 1, (count,), generator=generator))
+
+
+def _some_mirrored(
+    shown: Tensor, goals: Tensor, motions: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Half of the pairs of pictures as a mirror shows them: right is left, and turns about y and z go the other way."""
+    mirrored = torch.rand(len(motions), generator=generator) < 0.5
+    shown, goals = (torch.where(mirrored[:, None, None, None], part.flip(-1), part) for part in (shown, goals))
+    return shown, goals, torch.where(mirrored[:, None], motions * motions.new_tensor([-1, 1, 1, 1, -1, -1]), motions)
 
 
 @torch.no_grad()
-def goal_report(model: GoalModel, sights: Sights, views: Views, config: FitGoalConfig) -> dict[str, float]:
+def goal_report(model: AnyGoalModel, sights: Sights, views: Views, config: FitGoalConfig) -> dict[str, float]:
     """Mean lengths of errors in metres and radians over a pair of every view, and the correlation of distances."""
     generator = torch.Generator().manual_seed(config.seed)
-    span = torch.randint(-config.apart, config.apart + 1, (len(views.shown),), generator=generator)
+    furthest = sights.span(config.apart)
+    span = torch.randint(-furthest, furthest + 1, (len(views.shown),), generator=generator)
     parts = []
     for index in torch.arange(len(views.shown)).split(512):
         shown, goals, motions = sights.pairs(views, index, span[index])
@@ -197,15 +207,15 @@ def read_sights(config: FitGoalConfig, world_model: WorldModel, split: str) -> S
     kinematics = ACTION_MODALITIES[episodes.modality].kinematics
     moving = not isinstance(kinematics, RigidMotion) or kinematics.moving
     if moving:
-        seen = stills = episodes.frames[:, ::FRAMES_PER_ACTION]
+        seen = stills = episodes.frames
     else:
         seen = encode_episodes(world_model.autoencoder, episodes)
         stills = encode_stills(world_model.autoencoder, episodes)
-    times = num_chunks + 1
+    times, poses = seen.shape[1], read_poses(config.data, split, count)
     views = [Views(seen.flatten(0, 1), torch.arange(count).repeat_interleave(times), torch.arange(times).repeat(count))]
     if not moving or split == "heldout":
         views.append(_dreamt(world_model, episodes, config.seed, decode=moving))
-    return Sights(tuple(views), stills, read_poses(config.data, split, count, num_chunks), moving)
+    return Sights(tuple(views), stills, poses[:, :: 1 if moving else FRAMES_PER_ACTION], moving)
 
 
 def _dreamt(world_model: WorldModel, episodes: Episodes, seed: int, *, decode: bool) -> Views:
@@ -215,6 +225,7 @@ def _dreamt(world_model: WorldModel, episodes: Episodes, seed: int, *, decode: b
     if decode:
         dreams = [_last_frames(world_model, latents) for latents in dreams]
     moments = torch.cat([torch.arange(first + NUM_CHUNKS + 1, first + PIECE + 1) for first in firsts])
+    moments *= FRAMES_PER_ACTION if decode else 1
     count = len(episodes)
     return Views(
         torch.cat(dreams, dim=1).flatten(0, 1),
@@ -258,9 +269,8 @@ def encode_stills(autoencoder: VideoAutoencoder, episodes: Episodes) -> Tensor:
     return latents.unflatten(0, pictures.shape[:2])
 
 
-def read_poses(root: str, split: str, count: int, num_chunks: int) -> Tensor:
-    """Measured poses float64 (E, N + 1, 4, 4) at the ends of chunks."""
+def read_poses(root: str, split: str, count: int) -> Tensor:
+    """Measured poses float64 (E, T, 4, 4) of all frames of the first episodes."""
     dataset = RecordedDataset(root, split)
     poses = [dataset.arrays(index, "measured_poses")["measured_poses"] for index in range(count)]
-    rows = np.rint(np.linspace(0, len(poses[0]) - 1, num_chunks + 1)).astype(int)
-    return torch.from_numpy(np.stack(poses)[:, rows].astype(np.float64))
+    return torch.from_numpy(np.stack(poses).astype(np.float64))
