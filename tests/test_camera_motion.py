@@ -78,6 +78,12 @@ def test_without_matches_the_guess_stays():
     assert (apart < 0.1 * (MOTION - guess).norm(dim=1)).all()
 
 
+def test_the_less_a_guess_counts_the_more_do_matches():
+    match = matched(weights=0.1)
+    apart = [(network().refine(match, weight) - MOTION).norm().item() for weight in (1.0, 0.1, 0.01)]
+    assert apart[0] > apart[1] > apart[2]
+
+
 def test_matches_are_scored_by_where_the_motion_brings_their_points():
     """Everything is three metres away and found a cell further to the left, as if the camera had gone to the right."""
     made = network()
