@@ -186,7 +186,7 @@ def draw_planning(results: Results) -> Any:
     figure, panels = _panels(len(results["tasks"]), 4.2, 3.6, sharey=True)
     for axes, (name, task) in zip(panels, results["tasks"].items(), strict=True):
         axes.set(title=f"{name}: to a goal picture in {task['steps']} steps", xlabel="ms an action (median)")
-        axes.set(xscale="log", ylim=(-3, 100))
+        axes.set(xscale="log", ylim=(-3, 103))
         timed = {agent: row for agent, row in task["agents"].items() if row["median_ms"] is not None}
         budgets = {agent: row for agent, row in timed.items() if agent.endswith(" ms")}
         _successes(axes, budgets, "o-", COLOURS[0], "time budget")
