@@ -98,6 +98,15 @@ def test_cameras_are_read_off_pictures(world, tmp_path):
     assert report["imagined_num_pairs"] == 8 and load_goal_model(out).reads_pictures
 
 
+def test_cars_are_read_off_latents_as_their_poses_are_no_camera_s(world, tmp_path):
+    data = write_dataset(tmp_path / "data", kind="vehicle", num_train=2, num_heldout=2, num_chunks=9)
+    out = tmp_path / "goal"
+    sights = read_sights(config(world, data), WorldModel.from_pretrained(world, device="cpu"), "train")
+    assert sights.moving and not sights.pictures and len(sights.views) == 2
+    fit_goal(config(world, data, out))
+    assert not load_goal_model(out).reads_pictures
+
+
 def test_a_mirror_shows_a_camera_that_moves_as_in_a_mirror():
     here, goals = torch.randn(2, 40, 3, 4, 4, generator=seeded())
     motions = torch.randn(40, 6, generator=seeded(1))

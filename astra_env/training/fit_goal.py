@@ -63,16 +63,21 @@ class Views:
 
 @dataclass(frozen=True)
 class Sights:
-    """What is known of T moments of E episodes: the ends of their chunks, or all frames of cameras that move."""
+    """What is known of T moments of E episodes: the ends of their chunks, or where pictures are read all frames."""
 
     views: tuple[Views, ...]  # as they were, and as the world imagines them
     stills: Tensor  # (E, T, ...): the picture at each moment, or its latent, as a goal is encoded
     poses: Tensor  # float64 (E, T, 4, 4)
     moving: bool  # whether motions are seen from the pose where they begin, as this modality's actions are
 
+    @property
+    def pictures(self) -> bool:
+        """Whether they are pictures and not latents."""
+        return self.stills.dtype == torch.uint8
+
     def span(self, steps: int) -> int:
         """Moments in so many steps."""
-        return steps * FRAMES_PER_ACTION if self.moving else steps
+        return steps * FRAMES_PER_ACTION if self.pictures else steps
 
     def pairs(self, views: Views, index: Tensor, apart: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Worlds, goals so many moments later in the same episode or at its end, and the motions (B, 6) between."""
@@ -132,7 +137,7 @@ def train_goal_model(sights: Sights, config: FitGoalConfig) -> AnyGoalModel:
     generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = PictureGoalModel() if sights.moving else GoalModel(sights.stills.shape[2])
+        model = PictureGoalModel() if sights.pictures else GoalModel(sights.stills.shape[2])
     spread = torch.cat([_drawn(sights, views, 1024, config.apart, generator)[2] for views in sights.views]).square()
     model.scale.copy_(spread.mean(0).unflatten(0, (2, 3)).mean(1).sqrt().clamp(min=1e-4).repeat_interleave(3))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.02)
@@ -141,7 +146,7 @@ def train_goal_model(sights: Sights, config: FitGoalConfig) -> AnyGoalModel:
     for _ in tqdm(range(config.num_steps), desc=f"goals of {Path(config.data).name}", unit="step", mininterval=5):
         drawn = [_drawn(sights, views, count, config.apart, generator) for views in sights.views]
         shown, goals, motions = (torch.cat(part) for part in zip(*drawn, strict=True))
-        if sights.moving:
+        if sights.pictures:
             shown, goals, motions = _some_mirrored(shown, goals, motions, generator)
         optimizer.zero_grad()
         model.loss(shown, goals, motions).backward()
@@ -198,7 +203,8 @@ def goal_report(model: AnyGoalModel, sights: Sights, views: Views, config: FitGo
 def read_sights(config: FitGoalConfig, world_model: WorldModel, split: str) -> Sights:
     """Encode and imagine the episodes of a split.
 
-    Cameras that move are to be read off pictures. They learn from real ones, and are tested on imagined ones, too.
+    Where actions move a camera, poses are the camera's, and pictures are read. It is learned from real ones, and tested
+    on imagined ones, too.
     """
     episodes = load_episodes(config.data, split, config.episodes, frame_size=world_model.frame_size[0])
     count, num_chunks = episodes.actions.shape[:2]
@@ -206,16 +212,17 @@ def read_sights(config: FitGoalConfig, world_model: WorldModel, split: str) -> S
         raise ValueError(f"Episodes of {config.data} have {num_chunks} chunks, expected at least {PIECE}.")
     kinematics = ACTION_MODALITIES[episodes.modality].kinematics
     moving = not isinstance(kinematics, RigidMotion) or kinematics.moving
-    if moving:
+    pictures = isinstance(kinematics, RigidMotion) and kinematics.moving
+    if pictures:
         seen = stills = episodes.frames
     else:
         seen = encode_episodes(world_model.autoencoder, episodes)
         stills = encode_stills(world_model.autoencoder, episodes)
     times, poses = seen.shape[1], read_poses(config.data, split, count)
     views = [Views(seen.flatten(0, 1), torch.arange(count).repeat_interleave(times), torch.arange(times).repeat(count))]
-    if not moving or split == "heldout":
-        views.append(_dreamt(world_model, episodes, config.seed, decode=moving))
-    return Sights(tuple(views), stills, poses[:, :: 1 if moving else FRAMES_PER_ACTION], moving)
+    if not pictures or split == "heldout":
+        views.append(_dreamt(world_model, episodes, config.seed, decode=pictures))
+    return Sights(tuple(views), stills, poses[:, :: 1 if pictures else FRAMES_PER_ACTION], moving)
 
 
 def _dreamt(world_model: WorldModel, episodes: Episodes, seed: int, *, decode: bool) -> Views:
