@@ -6,12 +6,13 @@ import pytest
 import torch
 from tiny import seeded
 
-from astra_env.models.goal_model import FILE_NAME, GoalModel, PictureGoalModel, load_goal_model, save_goal_model
+from astra_env.models.camera_motion import CameraMotion
+from astra_env.models.goal_model import FILE_NAME, GoalModel, load_goal_model, save_goal_model
 
 
 def model(reads_pictures=False):
     torch.manual_seed(0)
-    made = PictureGoalModel(dim=8) if reads_pictures else GoalModel(latent_channels=4, dim=8)
+    made = CameraMotion(dim=8) if reads_pictures else GoalModel(latent_channels=4, dim=8)
     made.scale.copy_(torch.tensor([2.0, 2.0, 2.0, 0.5, 0.5, 0.5]))
     return made.eval()
 

@@ -52,6 +52,8 @@ class CameraMotion(nn.Module):
     """
 
     scale: Tensor
+    reads_pictures = True
+    """As a goal model: whether it is shown pictures instead of latents."""
 
     def __init__(self, dim: int = 48) -> None:
         super().__init__()

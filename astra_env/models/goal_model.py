@@ -24,6 +24,7 @@ class GoalModel(nn.Module):
 
     scale: Tensor
     reads_pictures = False
+    """Whether it is shown pictures instead of latents."""
 
     def __init__(self, latent_channels: int = 16, dim: int = 64) -> None:
         super().__init__()
@@ -53,16 +54,8 @@ class GoalModel(nn.Module):
         return F.smooth_l1_loss(self(shown, goals) / self.scale, motions / self.scale, beta=0.3)
 
 
-class PictureGoalModel(CameraMotion):
-    """As `GoalModel`, for cameras that move: it reads pictures (B, 3, H, W) in [-1, 1] instead of latents.
-
-    How far a camera has moved is told by small shifts, which latents do not keep.
-    """
-
-    reads_pictures = True
-
-
-AnyGoalModel = GoalModel | PictureGoalModel
+AnyGoalModel = GoalModel | CameraMotion
+"""What reads latents, or for cameras that move pictures: latents do not keep the small shifts that tell how far."""
 
 
 def save_goal_model(model: AnyGoalModel, folder: str | os.PathLike[str]) -> None:
@@ -75,7 +68,7 @@ def load_goal_model(folder: str | os.PathLike[str], device: str | torch.device =
     weights, _ = read_head(Path(folder) / FILE_NAME, "learn one from recorded episodes with astra-env fit-goal")
     model: AnyGoalModel
     if "cells.features.weight" in weights:
-        model = PictureGoalModel(len(weights["cells.features.weight"]))
+        model = CameraMotion(len(weights["cells.features.weight"]))
     else:
         dim, channels = weights["features.0.weight"].shape[:2]
         model = GoalModel(channels // 2, dim)

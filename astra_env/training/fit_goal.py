@@ -19,7 +19,8 @@ from astra_env.flags import flag
 from astra_env.kinematics import RigidMotion
 from astra_env.models import WorldModel
 from astra_env.models.autoencoder import VideoAutoencoder
-from astra_env.models.goal_model import AnyGoalModel, GoalModel, PictureGoalModel, save_goal_model
+from astra_env.models.camera_motion import CameraMotion
+from astra_env.models.goal_model import AnyGoalModel, GoalModel, save_goal_model
 from astra_env.training.bundle import NUM_CHUNKS
 from astra_env.training.dreams import imagine_episodes
 from astra_env.training.episodes import FRAMES_PER_ACTION, Episodes, encode_episodes, load_episodes
@@ -137,7 +138,7 @@ def train_goal_model(sights: Sights, config: FitGoalConfig) -> AnyGoalModel:
     generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = PictureGoalModel() if sights.pictures else GoalModel(sights.stills.shape[2])
+        model = CameraMotion() if sights.pictures else GoalModel(sights.stills.shape[2])
     spread = torch.cat([_drawn(sights, views, 1024, config.apart, generator)[2] for views in sights.views]).square()
     model.scale.copy_(spread.mean(0).unflatten(0, (2, 3)).mean(1).sqrt().clamp(min=1e-4).repeat_interleave(3))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.02)
