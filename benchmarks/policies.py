@@ -19,7 +19,7 @@ import gymnasium
 import numpy as np
 
 from astra_env.envs import ENVIRONMENTS
-from astra_env.envs.target_kit import RememberedTarget
+from astra_env.envs.target_kit import RememberedPlace
 from astra_env.writing import write_json
 from benchmarks.runtime import machine
 from benchmarks.uncertainty import pearson, spearman
@@ -172,7 +172,7 @@ class _Worlds:
             max_episode_steps=self.num_steps["imagination"],
         )
         reward = imagined.get_wrapper_attr("reward_function")
-        if isinstance(reward, RememberedTarget):
+        if isinstance(reward, RememberedPlace):
             reward.slack = 0.0  # in so long a dream, an arm is where pictures alone show it
         self._real = make_real(environment, imagined.get_wrapper_attr("world_model"))
         self._imagined = LastInfo(SameStarts(imagined, self._real))

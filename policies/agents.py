@@ -176,7 +176,8 @@ def _run_config(path: Path) -> dict[str, Any]:
 def _trained(path: Path, algorithm: str | None, environment: str, world: LastInfo) -> Policy:
     from policies.recipes import acting_space
     from policies.sb3 import SB3Policy, load
-    from policies.views import Seeing, view_of
+    from policies.seeing import Seeing
+    from policies.views import view_of
 
     config, folder = _run_config(path), _run_folder(path)
     algorithm = algorithm or config.get("algorithm")

@@ -51,7 +51,12 @@ RECIPES: dict[str, Recipe] = {
         limits=_limits(0.05, 0.05, 0.05, 0.05, 0.05, 0.05, gripper=0.2),
     ),
     "Astra-NuScenes-v0": Recipe("sac", 0.9, hyperparameters={"ent_coef": "auto_0.004"}, limits=_limits(0.2, 3.0)),
-    "Astra-Sekai-v0": Recipe("sac", 0.95),
+    "Astra-Sekai-v0": Recipe(
+        "sac",
+        0.95,
+        hyperparameters={"gradient_steps": 16, "ent_coef": "auto_0.004"},  # as of reaching
+        limits=_limits(0.2, 0.2, 0.2, 0.02, 0.2, 0.2),
+    ),
     "Astra-SpatialVID-v0": Recipe("dqn", 0.95),
     "Astra-MultiCam-v0": Recipe("sac", 0.9),
 }

@@ -24,7 +24,8 @@ from astra_env.writing import write_json
 from policies.evaluate import Policy, evaluate
 from policies.recipes import HYPERPARAMETERS, LEARN_EVERY, RECIPES, acting_space
 from policies.sb3 import ALGORITHMS, LatentFeatures, SB3Policy, SB3VecEnv, VecMonitor, load, save
-from policies.views import Seeing, View, Viewed, keep_models, view_of
+from policies.seeing import Seeing, Viewed
+from policies.views import View, keep_models, view_of
 from policies.worlds import SuccessAlone, make_imagined, make_real
 
 CONFIG, LOG, POLICY, BEST = "policy_config.json", "evaluations.jsonl", "policy.zip", "best.zip"

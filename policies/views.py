@@ -6,36 +6,38 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from gymnasium.spaces import Box
-from gymnasium.vector import VectorEnv, VectorWrapper
 from torch import Tensor
 
 from astra_env import geometry
 from astra_env.actions import ACTION_MODALITIES
-from astra_env.envs import ENVIRONMENTS
+from astra_env.envs import ENVIRONMENTS, SURE
 from astra_env.kinematics import BicycleMotion
+from astra_env.models.heads import head_folders
 from astra_env.models.reward_model import FILE_NAME as REWARD_FILE
 from astra_env.models.reward_model import RewardModel
 from astra_env.models.target_model import FILE_NAME as TARGET_FILE
-from astra_env.models.target_model import TargetModel
-from policies.evaluate import Policy
-from policies.worlds import BESIDE, LastInfo
+from astra_env.models.target_model import TargetModel, read_all
 
 SPEED = 5.0
 """Metres in a second that policies see as 1."""
 WAY = 0.2
 """Metres and radians that policies see as 1."""
-TARGET = "target"
-"""What is remembered of a target: its place."""
+TARGET, DOUBT = "target", "doubt"
+"""What is remembered of a target: its place, and how much that is in doubt."""
+FAR = 2.0
+"""Metres that policies see as 1, of what may be across a room."""
+AGEING = 1.01
+"""By how much what is remembered is more in doubt a step later."""
 PLACES = 6
 """Numbers of a model that tells a target's place and an end effector's."""
 
 Told = Mapping[str, np.ndarray]
-"""Some of ``BESIDE``, and what is remembered, with a row for each of N worlds."""
+"""Some of ``worlds.BESIDE``, and what is remembered, with a row for each of N worlds."""
 Beside = Callable[[Told], np.ndarray]
 """What N worlds tell beside pictures, as numbers (N, K) about 1 in size."""
 AT_REST: Told = {
@@ -65,7 +67,10 @@ class View(Protocol):
         """What is seen of one world, by the space of its latents (C, h, w)."""
 
     def remember(self, latents: np.ndarray, told: Told) -> dict[str, np.ndarray]:
-        """What of the beginning of N episodes goes with all that follows, a row for each: nothing, unless it says."""
+        """What of N episodes goes with all that follows, a row for each: nothing, unless it says.
+
+        What was remembered before is among what is told, unless episodes begin.
+        """
         return {}
 
     def __call__(self, latents: np.ndarray, told: Told) -> np.ndarray:
@@ -133,7 +138,7 @@ class Readings(View):
     @torch.no_grad()
     def remember(self, latents: np.ndarray, told: Told) -> dict[str, np.ndarray]:
         """Where the target is, in metres (N, 3) as poses tell places."""
-        if not self.placing:
+        if not self.placing or TARGET in told:
             return {}
         given = torch.from_numpy(latents).to(self.placing[0].scale.device)
         offsets = torch.stack([model(given)[:, :3] for model in self.placing]).mean(0).cpu().numpy()
@@ -157,15 +162,45 @@ class Readings(View):
         return [model.features[-1](embedded)] + [embedded] * (model not in self.placing)
 
 
+class Sightings(View):
+    """Where a thing was when models that tell their doubts were surest of it, as the camera sees the place now.
+
+    Seven numbers: the way to the place along x, y and z; its direction, of length 1; and 1. They are all 0 as long as
+    it has not been seen, by ``SURE``.
+    """
+
+    def __init__(self, models: Sequence[TargetModel]) -> None:
+        self.models = list(models)
+
+    def space(self, latents: Box) -> Box:
+        """(7,)."""
+        return _unbounded(7)
+
+    @torch.no_grad()
+    def remember(self, latents: np.ndarray, told: Told) -> dict[str, np.ndarray]:
+        """The place, in metres (N, 3) as poses tell places, and its doubt (N,), which grows until it is seen better."""
+        given = torch.from_numpy(latents).to(self.models[0].scale.device)
+        offsets, doubts = (part.double().cpu().numpy() for part in read_all(self.models, given))
+        poses = told["pose"]
+        places = poses[:, :3, 3] + np.einsum("nij,nj->ni", poses[:, :3, :3], offsets)
+        if DOUBT not in told:
+            return {TARGET: places, DOUBT: doubts}
+        known = told[DOUBT] * AGEING
+        better = doubts < known
+        return {TARGET: np.where(better[:, None], places, told[TARGET]), DOUBT: np.where(better, doubts, known)}
+
+    def __call__(self, latents: np.ndarray, told: Told) -> np.ndarray:
+        """float32 (N, 7)."""
+        poses, seen = told["pose"], told[DOUBT] < SURE
+        way = np.einsum("nji,nj->ni", poses[:, :3, :3], told[TARGET] - poses[:, :3, 3])
+        direction = way / np.maximum(np.linalg.norm(way, axis=1, keepdims=True), 1e-6)
+        return seen[:, None] * np.concatenate([way / FAR, direction, np.ones((len(way), 1))], axis=1, dtype=np.float32)
+
+
 def _files(folder: Path) -> list[tuple[Path, type[RewardModel] | type[TargetModel]]]:
     """The files of a folder's models, in a fixed order."""
     kinds = ((TARGET_FILE, TargetModel), (REWARD_FILE, RewardModel))
-    return [
-        (entry / name, kind)
-        for name, kind in kinds
-        for entry in (folder, *sorted(folder.glob("head_*")))
-        if (entry / name).is_file()
-    ]
+    return [(entry / name, kind) for name, kind in kinds for entry in head_folders(folder, name)]
 
 
 def _unbounded(*shape: int) -> Box:
@@ -184,7 +219,9 @@ def view_of(environment: str, observation: str, folder: Path | None, device: str
     if spec.follows_path:
         return Planes(way_beside) if folder is None else Numbers(way_beside)
     if folder is not None:
-        return Readings.load(folder, device)
+        readings = Readings.load(folder, device)
+        sights = [model for model in readings.models if isinstance(model, TargetModel) and model.doubts]
+        return Sightings(sights) if sights else readings
     return Planes(speed_beside) if drives else None
 
 
@@ -198,60 +235,3 @@ def keep_models(source: Path, target: Path) -> None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, kept)
     os.replace(partial, target)
-
-
-class Viewed(VectorWrapper):
-    """Worlds of latents as a policy sees them."""
-
-    def __init__(self, env: VectorEnv[Any, Any, Any], view: View) -> None:
-        super().__init__(env)
-        self._view, self._told = view, dict[str, np.ndarray]()
-        space = env.single_observation_space
-        assert isinstance(space, Box)
-        self.single_observation_space = view.space(space)
-        self.observation_space = _unbounded(env.num_envs, *self.single_observation_space.shape)
-
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """As the worlds'; rows that are not reset keep what they told."""
-        observations, info = self.env.reset(seed=seed, options=options)
-        self._hear(info)
-        begun = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, bool)))
-        self._keep(self._view.remember(observations, self._told), begun)
-        return self._view(observations, self._told), info
-
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """As the worlds'."""
-        observations, rewards, terminations, truncations, info = self.env.step(actions)
-        self._hear(info)
-        return self._view(observations, self._told), rewards, terminations, truncations, info
-
-    def _hear(self, info: dict[str, Any]) -> None:
-        for name in BESIDE:
-            if name in info:
-                self._keep({name: info[name]}, info[f"_{name}"])
-
-    def _keep(self, told: Told, rows: np.ndarray) -> None:
-        for name, values in told.items():
-            new = rows.reshape(-1, *(1,) * (values.ndim - 1))
-            self._told[name] = np.where(new, values, self._told.get(name, values))
-
-
-class Seeing:
-    """A policy that is shown a world of latents by a view, with what the world told last."""
-
-    def __init__(self, policy: Policy, view: View, world: LastInfo) -> None:
-        self.policy, self._view, self._world = policy, view, world
-        self._remembered: dict[str, np.ndarray] | None = None
-
-    def reset(self, seed: int | None = None) -> Seeing:
-        """As the policy; what is seen next is the beginning of an episode."""
-        self.policy.reset(seed)
-        self._remembered = None
-        return self
-
-    def act(self, observation: np.ndarray) -> Any:
-        """The policy's action for a latent (C, h, w)."""
-        told = {name: np.array([self._world.info[name]]) for name in BESIDE if name in self._world.info}
-        if self._remembered is None:
-            self._remembered = self._view.remember(observation[None], told)
-        return self.policy.act(self._view(observation[None], told | self._remembered)[0])

@@ -11,14 +11,23 @@ import pytest
 import torch
 from tiny import random_frames, save_checkpoint, seeded, tiny_world_model, write_dataset
 
-from astra_env.envs import REACHED, SLACK
+from astra_env import geometry
+from astra_env.envs import GOAL_ANGLE, GOAL_DISTANCE, REACHED, SLACK, SURE
 from astra_env.envs.reward_kit import LearnedReward
-from astra_env.envs.rewards import LANE, Lane, Place, Remembering, Reward, joined
-from astra_env.envs.target_kit import RememberedTarget, has_reward, load_reward
+from astra_env.envs.rewards import ELSEWHERE, LANE, Lane, Place, Remembering, Reward, Sight, joined
+from astra_env.envs.target_kit import (
+    RememberedLane,
+    RememberedPlace,
+    RememberedSight,
+    has_reward,
+    load_reward,
+    load_target,
+)
 from astra_env.models import WorldModel
 from astra_env.models.reward_model import RewardModel
-from astra_env.models.target_model import FILE_NAME, TargetModel
-from astra_env.training.fit_target import FitTargetConfig, fit_target, read_examples, train_target_model
+from astra_env.models.target_model import FILE_NAME, TargetModel, read_all
+from astra_env.simulators import TARGETS
+from astra_env.training.fit_target import FitTargetConfig, fit_target, measure, read_examples, train_target_model
 
 REACH = "Astra-RT1-Reach-v0"
 
@@ -66,7 +75,7 @@ def test_places_of_rows_are_joined(state):
 
 @torch.no_grad()
 def test_what_was_seen_at_the_beginning_does_not_change_with_the_dream(models, state):
-    target = RememberedTarget(models)
+    target = RememberedPlace(models)
     assert isinstance(target, Remembering)
     for model in models:
         model.features[-1].weight[3:] *= 0.01  # a dream shows the end effector nearly where it was
@@ -99,9 +108,12 @@ def test_a_place_is_differentiable_where_nothing_resists(state):
     assert latents.grad is not None and latents.grad.isfinite().all()
 
 
-def test_models_of_something_else_are_told(models):
+def test_models_of_something_else_are_told(models, tmp_path):
+    models[0].save(tmp_path)
+    (tmp_path / "head_1").mkdir()
+    TargetModel(dim=8, latent_size=4, num_outputs=4).save(tmp_path / "head_1")
     with pytest.raises(ValueError, match=r"tell \[6, 4\] numbers, expected 6 each"):
-        RememberedTarget([models[0], TargetModel(dim=8, latent_size=4, num_outputs=4)])
+        load_target(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +155,7 @@ def test_every_row_remembers_its_own_beginning(world):
 def test_a_folder_says_which_reward_it_holds(models, tmp_path):
     assert not has_reward(tmp_path)
     models[0].save(tmp_path)
-    assert has_reward(tmp_path) and isinstance(load_reward(tmp_path), RememberedTarget)
+    assert has_reward(tmp_path) and isinstance(load_reward(tmp_path), RememberedPlace)
 
 
 def test_a_model_is_the_same_after_it_was_saved(models, tmp_path, state):
@@ -194,6 +206,95 @@ def test_lanes_of_one_task_are_joined(state):
     torch.testing.assert_close(together(state).value, expected)
 
 
+# Sights
+
+
+def turned(state, *, yaw=0.0, pitch=0.0, place=(0, 0, 0)):
+    """Worlds whose cameras have turned to the right and up, somewhere."""
+    poses = torch.eye(4, dtype=torch.float64).repeat(len(state), 1, 1)
+    rotation = geometry.axis_angle_to_matrix([0, yaw, 0]) @ geometry.axis_angle_to_matrix([pitch, 0, 0])
+    poses[:, :3, :3] = torch.from_numpy(rotation)
+    poses[:, :3, 3] = torch.tensor(place, dtype=torch.float64)
+    return dataclasses.replace(state, poses=poses)
+
+
+def sight(place=(0, 0, 3), seen=True):
+    eye = torch.eye(4, dtype=torch.float64)
+    return Sight(torch.tensor(place, dtype=torch.float64), torch.tensor(seen), eye)
+
+
+def test_what_was_seen_is_reached_by_who_is_near_and_looks_at_it(state):
+    there, beside = (0, 0, 3 - 0.9 * GOAL_DISTANCE), (1.1 * GOAL_DISTANCE, 0, 3)
+    for place, yaw, reached in ((there, 0.9 * GOAL_ANGLE, True), (there, 1.1 * GOAL_ANGLE, False), (beside, 0, False)):
+        reward = sight()(turned(state, yaw=yaw, place=place))
+        distance = np.linalg.norm(np.subtract((0, 0, 3), place))
+        assert reward.done.tolist() == [reached] * 3
+        np.testing.assert_allclose(reward.value, 1.0 if reached else 1 - np.tanh(0.4 * distance), atol=1e-5)
+
+
+def test_where_nothing_was_seen_looking_elsewhere_counts_and_nothing_is_reached(state):
+    unseen = sight(place=(0, 0, 0.1), seen=False)
+    worth = [
+        unseen(turned(state, **where)).value[0].item()
+        for where in ({}, {"yaw": 1.0}, {"yaw": np.pi}, {"yaw": np.pi, "place": (9, 0, 0)})
+    ]
+    np.testing.assert_allclose(worth, np.array([0, 1 - np.cos(1), 2, 3]) * ELSEWHERE / 3, atol=1e-5)
+    for where in ({"pitch": 0.5}, {"place": (0, -2, 0)}):  # up is not elsewhere
+        assert unseen(turned(state, **where)).value[0].item() == pytest.approx(0, abs=1e-5)
+    back = [unseen(turned(state, yaw=np.pi, pitch=pitch)).value[0].item() for pitch in (0, 0.5)]
+    assert back[1] == pytest.approx(np.cos(0.5) * back[0], abs=1e-5)
+    assert not unseen(turned(state)).done.any()
+
+
+def test_sights_are_joined(state):
+    rows = [sight(), sight(seen=False), sight(place=(1, 0, 1))]
+    together = joined(rows)
+    assert isinstance(together, Sight)
+    worlds = turned(state, yaw=0.3, place=(0.5, 0, 0.5))
+    expected = torch.cat([row(worlds[index]).value for index, row in enumerate(rows)])
+    torch.testing.assert_close(together(worlds).value, expected)
+
+
+@torch.no_grad()
+def test_a_thing_is_seen_from_the_camera_by_models_that_are_sure(state, tmp_path):
+    for index, folder in enumerate((tmp_path, tmp_path / "head_1")):
+        folder.mkdir(exist_ok=True)
+        model = TargetModel(dim=8, latent_size=4, doubts=True)
+        model.features[-1].weight.zero_()
+        model.features[-1].bias.copy_(torch.tensor([0.0, 0.0, 2.0 + 0.2 * index, -4.0]))
+        model.save(folder)
+    RewardModel(dim=8, latent_size=4).save(tmp_path)  # of the first folder alone, and not needed
+    target = load_reward(tmp_path)
+    assert isinstance(target, RememberedSight)
+    worlds = turned(state, yaw=np.pi / 2, place=(1, 0, 0))  # which looks along x
+    for reward in target.begun(worlds):
+        torch.testing.assert_close(reward.place, torch.tensor([3.1, 0, 0], dtype=torch.float64), atol=1e-5, rtol=0)
+        assert reward.seen
+    torch.testing.assert_close(target(worlds).value, torch.full((3,), 1 - np.tanh(0.4 * 2.1)).float())
+    _, doubts = read_all(target.models, state.newest)
+    np.testing.assert_allclose(doubts, np.sqrt(np.exp(-8) + 0.1**2 / 3), rtol=1e-4)  # its own, and of each other
+    target.models[0].features[-1].bias[3] = 2.0
+    assert not any(reward.seen for reward in target.begun(worlds))
+
+
+def test_it_learns_what_latents_show_and_where_they_show_nothing(world, data):
+    """Half of the latents show the thing, the others do not."""
+    latents, seen = torch.randn(1024, 16, 4, 4, generator=seeded()), torch.arange(1024) % 2 == 0
+    points = torch.randn(1024, 3, generator=seeded(1))
+    latents[seen, :3] = points[seen, :, None, None] + 0.1 * latents[seen, :3]
+    latents[:, 3] = torch.where(seen, 2.0, -2.0)[:, None, None]
+    examples = (latents[:800], points[:800, None], torch.zeros(800, dtype=torch.bool))
+    settings = config(world, data, num_steps=300, batch_size=128, task="Astra-Sekai-v0")
+    model = train_target_model(examples, settings)
+    with torch.no_grad():
+        metres, doubts = model.read(latents[800:])
+    errors, shown = (metres - points[800:]).square().mean(1).sqrt(), seen[800:]
+    assert doubts[shown].max() < 0.6 * doubts[~shown].min() and errors[shown].mean() < 0.3 * errors[~shown].mean()
+    report = measure([model], (latents[800:], points[800:, None], ~shown), points[:1], TARGETS["Astra-Sekai-v0"])
+    assert report["recorded_sure"] > 0.9 and report["still_sure"] == 0
+    assert report["recorded_metres_error_where_sure"][0] < SURE and report["still_metres_error_where_sure"] is None
+
+
 @torch.no_grad()
 def test_the_way_ahead_is_seen_from_the_car(state):
     model = TargetModel(dim=8, latent_size=4, num_outputs=4).eval()
@@ -201,7 +302,7 @@ def test_the_way_ahead_is_seen_from_the_car(state):
     model.centre.copy_(torch.tensor([4.0, 0.0, 8.0, 0.0]))
     turned = moved(state, (1, 0, 0), (1, 0, 0), (1, 0, 0))
     turned.poses[:, :2, :2] = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)  # to the left
-    target = RememberedTarget([model], paid)
+    target = RememberedLane([model], paid)
     torch.testing.assert_close(
         target.targets(turned)[0], torch.tensor([[1.0, 4.0], [1.0, 8.0]], dtype=torch.float64), atol=1e-6, rtol=0
     )
@@ -214,10 +315,17 @@ def test_a_folder_with_heads_and_a_way_ahead_holds_both(tmp_path):
     assert isinstance(load_reward(tmp_path), LearnedReward)
     TargetModel(dim=8, latent_size=4, num_outputs=12).save(tmp_path)
     both = load_reward(tmp_path, pessimism=0.5)
-    assert isinstance(both, RememberedTarget) and isinstance(both.task, LearnedReward) and both.task.pessimism == 0.5
+    assert isinstance(both, RememberedLane) and isinstance(both.task, LearnedReward) and both.task.pessimism == 0.5
 
 
 # Fitting
+
+
+def test_a_ball_is_told_as_the_camera_sees_it():
+    poses = np.tile(np.eye(4), (2, 1, 1))
+    poses[1, :3, :3], poses[1, :3, 3] = geometry.axis_angle_to_matrix([0, np.pi / 2, 0]), (1, 0, 0)  # looks along x
+    told = TARGETS["Astra-Sekai-v0"].offsets({"measured_poses": poses, "goal": np.tile([3.0, 0.5, 0.0], (2, 1))})
+    np.testing.assert_allclose(told, [[[3, 0.5, 0]], [[0, 0.5, 2]]], atol=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -226,8 +334,8 @@ def data(tmp_path_factory):
 
 
 def config(world, data, out="unused", **changes):
-    quick = {"num_steps": 5, "batch_size": 32, "num_heads": 1}
-    return FitTargetConfig(str(data), task=REACH, out=str(out), world_model=world, **quick | changes)
+    quick = {"task": REACH, "num_steps": 5, "batch_size": 32, "num_heads": 1}
+    return FitTargetConfig(str(data), out=str(out), world_model=world, **quick | changes)
 
 
 def test_examples_tell_the_gripper_and_the_way_to_the_cube(world, data):
@@ -253,7 +361,7 @@ def test_it_learns_what_latents_show(world, data):
 def test_a_fit_is_written_and_says_how_good_it_is(world, data, tmp_path):
     report = fit_target(config(world, data, tmp_path / "out", num_heads=2))
     assert json.loads((tmp_path / "out" / "targets.json").read_text()) == report
-    assert len(RememberedTarget.load(tmp_path / "out").models) == 2
+    assert len(load_target(tmp_path / "out").models) == 2
     assert report["num_latents"] == 36 and len(report["still_found"]) == 2  # the cube and the gripper
     assert all(0 <= share <= 1 for share in report["still_found"]) and min(report["recorded_metres_error"]) > 0
 

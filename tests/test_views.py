@@ -12,17 +12,19 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 
 from astra_env import geometry
+from astra_env.envs import SURE
 from astra_env.models.reward_model import RewardModel
-from astra_env.models.target_model import TargetModel
+from astra_env.models.target_model import TargetModel, read_all
 from policies import train
 from policies.agents import load_policy
 from policies.evaluate import FunctionPolicy
 from policies.sb3 import load
+from policies.seeing import Seeing, Viewed
 from policies.train import TrainPolicyConfig, completed, train_policy
-from policies.views import SPEED, WAY, Planes, Readings, Seeing, Viewed, keep_models, speed_beside, view_of
+from policies.views import AGEING, FAR, SPEED, WAY, Planes, Readings, Sightings, keep_models, speed_beside, view_of
 from policies.worlds import make_imagined
 
-ID = "Astra-RT1-v0"
+ID, CAMERA = "Astra-RT1-v0", "Astra-Sekai-v0"
 LATENT = Box(-np.inf, np.inf, (16, 4, 4), np.float32)
 
 
@@ -96,6 +98,52 @@ def test_the_way_to_a_target_is_remembered(checkpoint, tmp_path):
             observation, *_ = world.step(policy.act(observation))
     np.testing.assert_allclose(seen[:2], [shown[0], further[0]], atol=1e-5)
     np.testing.assert_array_equal(seen[2:], seen[:2])
+
+
+@torch.no_grad()
+def test_a_thing_is_remembered_where_it_was_seen_best(checkpoint, tmp_path):
+    for index, folder in enumerate((tmp_path, tmp_path / "head_1")):
+        folder.mkdir(exist_ok=True)
+        torch.manual_seed(index)
+        model = TargetModel(latent_size=4, doubts=True)
+        model.features[-1].weight *= 20  # random pictures are told apart
+        model.features[-1].bias[3] -= 3
+        model.save(folder)
+    view = view_of(CAMERA, "latent", tmp_path)
+    assert isinstance(view, Sightings)
+    env = viewed(CAMERA, checkpoint, view)
+    shown, info = env.reset(seed=0)
+    assert env.single_observation_space.shape == shown.shape[1:]
+    best = np.full(2, np.inf)
+    places, changes = np.zeros((2, 3)), 0
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        offsets, doubts = (part.numpy() for part in read_all(view.models, env.unwrapped.save_state().newest))
+        better = doubts < best
+        changes += better.sum()
+        here = info["pose"][:, :3, 3] + np.einsum("nij,nj->ni", info["pose"][:, :3, :3], offsets)
+        best, places = np.where(better, doubts, best), np.where(better[:, None], here, places)
+        way = np.einsum("nji,nj->ni", info["pose"][:, :3, :3], places - info["pose"][:, :3, 3])
+        seen = best < SURE
+        np.testing.assert_allclose(shown[:, :3] * FAR, way * seen[:, None], atol=1e-4)
+        np.testing.assert_allclose(np.linalg.norm(shown[:, 3:6], axis=1), seen, atol=1e-5)
+        np.testing.assert_array_equal(shown[:, 6], seen)
+        shown, *_, info = env.step(rng.uniform(-0.2, 0.2, (2, 6)).astype(np.float32))
+        best *= AGEING
+    assert 2 < changes < 24
+    again, _ = env.reset(seed=0)
+    env.close()
+    alone = viewed(CAMERA, checkpoint, view)
+    np.testing.assert_array_equal(again, alone.reset(seed=0)[0])  # nothing is left of the last episode
+    alone.close()
+
+
+def test_what_was_not_seen_is_nothing(tmp_path):
+    view, told = Sightings([TargetModel(latent_size=4, doubts=True)]), {"pose": np.eye(4)[None]}
+    told |= {"target": np.ones((1, 3)), "doubt": np.array([SURE])}
+    latents = np.zeros((1, *LATENT.shape), np.float32)
+    assert not view(latents, told).any()
+    assert view(latents, told | {"doubt": np.array([0.9 * SURE])}).all()
 
 
 def test_cars_are_seen_with_their_speed_and_pictures_as_they_are():

@@ -8,6 +8,10 @@ REACHED = 0.05
 """Metres from the gripper to what it is to reach, as in Meta-World."""
 SLACK = 0.05
 """Metres that the actions may lead an arm away from where pictures show it; more of it has met a resistance."""
+GOAL_DISTANCE, GOAL_ANGLE = 0.7, 0.4
+"""The ball in the rooms is reached from so near (metres to its centre), looking at it as straight as this (radians)."""
+SURE = 0.4
+"""Standard deviation, in metres, from which on a ball counts as not seen."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,9 @@ class EnvironmentSpec:
 
 _LEARNED = "A head that was trained on recorded episodes reads it off the newest latent, in [0, 1]: "
 _REACH = (
-    f"{_LEARNED}1 - tanh(0.4 d) at d metres from the red ball in the rooms; 1 within 0.7 m of it and looking at it."
+    "1 - tanh(0.4 d) at d metres from where the actions have led the camera to the red ball, where a model that was "
+    f"trained on recordings saw it at the beginning; 1 within {GOAL_DISTANCE} m of it and looking at it. If it "
+    "saw none, 0.1 (1 - cos a + tanh m) for looking a radians aside, neither up nor down, from m metres away."
 )
 
 ENVIRONMENTS: dict[str, EnvironmentSpec] = {
@@ -77,14 +83,14 @@ ENVIRONMENTS: dict[str, EnvironmentSpec] = {
         domain="camera",
         description="furnished rooms, seen by a camera that moves and turns freely, as a small drone does",
         rewards=_REACH,
-        episode_end="Terminates at the red ball.",
+        episode_end="Terminates at the red ball, if that was seen at the beginning.",
     ),
     "Astra-SpatialVID-v0": EnvironmentSpec(
         modality="camera",
         domain="camera",
         description="the rooms of Astra-Sekai-v0, explored with the keys W A S D and the arrows",
         rewards=_REACH,
-        episode_end="Terminates at the red ball.",
+        episode_end="Terminates at the red ball, if that was seen at the beginning.",
         discrete=True,
     ),
     "Astra-MultiCam-v0": EnvironmentSpec(

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from astra_env.envs.rewards import LIKELY, ON_PATH, Reward, RewardFunction, pose_error
 from astra_env.models import WorldModel, WorldState
-from astra_env.models.reward_model import RewardModel
+from astra_env.models.heads import head_folders
+from astra_env.models.reward_model import FILE_NAME, RewardModel
 
 DECODED_LATENTS = 4
 """Newest latents that a picture is decoded from: as far as the tiny decoder looks back."""
@@ -48,7 +49,7 @@ class LearnedReward:
         ends: bool = True,
     ) -> LearnedReward:
         """Read the heads that `fit_reward` wrote, or the one of a checkpoint's domain folder."""
-        folders = [Path(folder), *sorted(Path(folder).glob("head_*"))]
+        folders = head_folders(folder, FILE_NAME) or [Path(folder)]
         return cls([RewardModel.load(entry, torch.device(device)) for entry in folders], pessimism=pessimism, ends=ends)
 
     def __call__(self, state: WorldState) -> Reward:

@@ -7,14 +7,15 @@ goal pictures are here; `astra_env.envs.reward_kit` has learned ones and more, a
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from astra_env.envs import REACHED, SLACK
+from astra_env.envs import GOAL_ANGLE, GOAL_DISTANCE, REACHED, SLACK
 from astra_env.models import WorldState
 
 LIKELY = 0.5
@@ -24,6 +25,8 @@ ON_PATH = (0.05, 0.1)
 
 LANE = 1.5
 """Metres from a lane's middle at which driving is worth half."""
+ELSEWHERE = 0.3
+"""What it is worth to look the other way, somewhere else, where nothing was seen."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,15 @@ class Remembering(Protocol):
         """The reward of each episode that begins with one of these worlds."""
 
 
+@runtime_checkable
+class Stacking(Protocol):
+    """A kind of reward of which one can serve worlds that have one each."""
+
+    @classmethod
+    def stacked(cls, rows: Sequence[Any]) -> RewardFunction | None:
+        """One reward of B worlds from their own ones, of this kind; None where these differ in more than numbers."""
+
+
 class PathReward:
     """Closeness of where the actions have led to a path of poses (T + 1, 4, 4), one a step; the last one stays.
 
@@ -59,6 +71,12 @@ class PathReward:
 
     def __init__(self, path: Tensor) -> None:
         self.path = path
+
+    @classmethod
+    def stacked(cls, rows: Sequence[PathReward]) -> PathReward | None:
+        """See `Stacking`."""
+        same = len({row.path.shape for row in rows}) == 1
+        return cls(torch.stack([row.path for row in rows])) if same else None
 
     def pose(self, num_steps: Tensor) -> Tensor:
         """The poses (B, 4, 4) that are due after so many steps (B,)."""
@@ -94,6 +112,11 @@ class GoalReward:
     def __init__(self, goal: Tensor) -> None:
         self.goal = goal  # (C, h, w), or (B, C, h, w) for worlds with a goal each
 
+    @classmethod
+    def stacked(cls, rows: Sequence[GoalReward]) -> GoalReward:
+        """See `Stacking`."""
+        return cls(torch.stack([row.goal for row in rows]))
+
     def __call__(self, state: WorldState) -> Reward:
         """Reward of at most 0; the episode goes on at the goal."""
         distance = (state.newest - self.goal).square().mean((1, 2, 3)).add(1e-12).sqrt()
@@ -126,6 +149,14 @@ class Place:
         self.place, self.seen, self.slack = place, seen, slack
         self.origin = torch.zeros_like(place) if origin is None else origin
 
+    @classmethod
+    def stacked(cls, rows: Sequence[Place]) -> Place | None:
+        """See `Stacking`."""
+        if len({(row.seen, row.slack) for row in rows}) > 1:
+            return None
+        places, origins = (torch.stack([getattr(row, name) for row in rows]) for name in ("place", "origin"))
+        return cls(places, rows[0].seen, origins, rows[0].slack)
+
     def here(self, state: WorldState) -> Tensor:
         """Metres (B, 3) as the episode's start sees them."""
         led = state.poses[:, :3, 3]
@@ -143,6 +174,41 @@ class Place:
         return Reward((1 - (8 * distance).tanh()).float(), distance < 0, {"target_distance": distance}, there)
 
 
+class Sight:
+    """Closeness of where the actions have led a camera to a thing at (3,), seen from the episode's start, or (B, 3).
+
+    It is reached within ``GOAL_DISTANCE``, looking at it within ``GOAL_ANGLE``, which ends the episode. Where it was
+    not ``seen`` (bool () or (B,)), there is no place to go to, and the reward is for looking elsewhere than from the
+    ``start``, a pose (4, 4) or (B, 4, 4): for the way and the turn from there, in its level.
+    """
+
+    def __init__(self, place: Tensor, seen: Tensor, start: Tensor) -> None:
+        self.place, self.seen, self.start = place, seen, start
+
+    @classmethod
+    def stacked(cls, rows: Sequence[Sight]) -> Sight:
+        """See `Stacking`."""
+        return cls(*(torch.stack([getattr(row, name) for row in rows]) for name in ("place", "seen", "start")))
+
+    def __call__(self, state: WorldState) -> Reward:
+        """Reward 1 - tanh(0.4 d) at d metres, 1 where it is reached; up to ``ELSEWHERE`` where nothing was seen."""
+        looks, way = state.poses[:, :3, 2], self.place - state.poses[:, :3, 3]
+        distance = way.square().sum(-1).add(1e-12).sqrt()
+        straight = (way * looks).sum(-1) > distance * math.cos(GOAL_ANGLE)
+        reached = self.seen & straight & (distance < GOAL_DISTANCE)
+        near = (1 - (0.4 * distance).tanh()).where(~reached, 1.0)
+        value = near.where(self.seen, ELSEWHERE * self._elsewhere(state.poses))
+        return Reward(value.float(), reached, {"target_distance": distance})
+
+    def _elsewhere(self, poses: Tensor) -> Tensor:
+        """In [0, 1], two thirds of it for turning and looking neither up nor down."""
+        motion = torch.linalg.inv(self.start) @ poses
+        right, ahead = motion[:, 0], motion[:, 2]
+        moved, looks = (torch.stack([right[:, i], ahead[:, i]], dim=-1) for i in (3, 2))
+        far, level = (part.square().sum(-1).add(1e-12).sqrt() for part in (moved, looks))
+        return (level - looks[:, 1] + far.tanh()) / 3
+
+
 class Lane:
     """A task's reward, and less of it beside a lane: divided by 1 + (d / 1.5)^2 at d metres from the lane's middle.
 
@@ -153,6 +219,12 @@ class Lane:
 
     def __init__(self, points: Tensor, task: RewardFunction) -> None:
         self.points, self.task = points, task
+
+    @classmethod
+    def stacked(cls, rows: Sequence[Lane]) -> Lane | None:
+        """See `Stacking`."""
+        same = all(row.task is rows[0].task for row in rows)
+        return cls(torch.stack([row.points for row in rows]), rows[0].task) if same else None
 
     def __call__(self, state: WorldState) -> Reward:
         """The task's ends and success."""
@@ -180,19 +252,11 @@ def joined(functions: Sequence[RewardFunction]) -> RewardFunction:
     """One function of B worlds, each of which has its own; a function that all share serves any number of worlds."""
     if all(function is functions[0] for function in functions):
         return functions[0]
-    paths = [function.path for function in functions if isinstance(function, PathReward)]
-    if len(paths) == len(functions) and len({path.shape for path in paths}) == 1:
-        return PathReward(torch.stack(paths))
-    places = [function for function in functions if isinstance(function, Place)]
-    if len(places) == len(functions) and len({(place.seen, place.slack) for place in places}) == 1:
-        wanted, origins = (torch.stack([getattr(place, name) for place in places]) for name in ("place", "origin"))
-        return Place(wanted, places[0].seen, origins, places[0].slack)
-    lanes = [function for function in functions if isinstance(function, Lane)]
-    if len(lanes) == len(functions) and all(lane.task is lanes[0].task for lane in lanes):
-        return Lane(torch.stack([lane.points for lane in lanes]), lanes[0].task)
-    goals = [function.goal for function in functions if isinstance(function, GoalReward)]
-    if len(goals) == len(functions):
-        return GoalReward(torch.stack(goals))
+    kind = type(functions[0])
+    if issubclass(kind, Stacking) and all(type(function) is kind for function in functions):
+        together = kind.stacked(functions)
+        if together is not None:
+            return together
     return functools.partial(_row_by_row, tuple(functions))
 
 

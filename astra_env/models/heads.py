@@ -33,6 +33,11 @@ def layer_sizes(weights: Mapping[str, Tensor]) -> tuple[int, int, int]:
     return channels, dim, round((weights["features.7.weight"].shape[1] / dim) ** 0.5) * 2
 
 
+def head_folders(folder: str | os.PathLike[str], name: str) -> list[Path]:
+    """The folder, and those of further heads in it, as far as they have a file of this name."""
+    return [entry for entry in (Path(folder), *sorted(Path(folder).glob("head_*"))) if (entry / name).is_file()]
+
+
 def save_head(head: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write one safetensors file, which appears under its name only when complete."""
     partial = path.with_name(path.name + ".partial")

@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 
 from astra_env.actions import ACTION_MODALITIES, DISCRETE_ACTIONS
-from astra_env.envs import ENVIRONMENTS, REACHED
+from astra_env.envs import ENVIRONMENTS, REACHED, SURE
 
 FRAME_SIZE = 64
 """Height and width of every simulator's frames."""
@@ -53,9 +53,12 @@ class Target:
     offsets: Callable[[Mapping[str, np.ndarray]], np.ndarray]
     """From those arrays, of T moments, to points (T, P, 2 or 3).
 
-    Of vehicles those of the way ahead, as they see them. Of end effectors two, along the axes of the poses: from it to
-    the target, and itself from the poses' origin, because where actions meet a resistance only pictures tell.
+    Of vehicles those of the way ahead, as they see them. Of cameras the target, as they see it. Of end effectors two,
+    along the axes of the poses: from it to the target, and itself from the poses' origin, because where actions meet a
+    resistance only pictures tell.
     """
+    hides: bool = False
+    """Whether it may be out of sight, so that a model is to tell how sure it is."""
 
 
 def _cube_and_gripper(told: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -63,9 +66,15 @@ def _cube_and_gripper(told: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.stack([told["objects"][:, 0] - gripper, gripper], axis=1)
 
 
+def _ball(told: Mapping[str, np.ndarray]) -> np.ndarray:
+    poses = told["measured_poses"]
+    return np.einsum("tji,tj->ti", poses[:, :3, :3], told["goal"] - poses[:, :3, 3])[:, None]
+
+
 TARGETS: dict[str, Target] = {
     "Astra-RT1-Reach-v0": Target(("measured_poses", "objects"), REACHED, _cube_and_gripper),
     "Astra-NuScenes-v0": Target(("route",), 0.5, lambda told: told["route"]),
+    "Astra-Sekai-v0": Target(("measured_poses", "goal"), SURE, _ball, hides=True),
 }
 """Id -> what a model that was learned from recordings tells the place of, to be remembered in dreams."""
 

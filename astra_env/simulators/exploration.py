@@ -14,14 +14,13 @@ import numpy as np
 
 from astra_env import geometry
 from astra_env.actions import ACTION_MODALITIES
+from astra_env.envs import GOAL_ANGLE, GOAL_DISTANCE
 from astra_env.simulators import CHUNK_FRAMES, FPS, FRAME_SIZE, exploration_behaviours
 from astra_env.simulators.exploration_rooms import Rooms, camera_angles, camera_pose
 from astra_env.simulators.recording import Recording
 
 MAX_PITCH, MAX_ROLL = 0.5, 0.3
 """How far the camera looks up and down and leans, radians."""
-GOAL_DISTANCE, GOAL_ANGLE = 0.7, 0.4
-"""The goal is reached from this near (metres to its centre), looking at it as straight as this (radians)."""
 TEXT = "fly to the red ball"
 
 _FALLOFF = 0.4
@@ -138,5 +137,6 @@ RECORDING = Recording(
     make_behaviour=lambda name, rng, info: exploration_behaviours.make_behaviour(name, rng),
     text=TEXT,
     packages=("mujoco", "numpy"),
+    moments={"goal": "goal"},
 )
 """How `astra-env collect camera` records."""

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from astra_env.datasets.recorded import RecordedDataset
-from astra_env.envs import ENVIRONMENTS
+from astra_env.envs import ENVIRONMENTS, SURE
 from astra_env.flags import flag
 from astra_env.models import WorldModel
-from astra_env.models.target_model import TargetModel
-from astra_env.simulators import TARGETS
+from astra_env.models.target_model import TargetModel, read_all
+from astra_env.simulators import TARGETS, Target
 from astra_env.training.episodes import FRAMES_PER_ACTION, Episodes, encode_episodes, load_episodes
 from astra_env.training.fit_goal import encode_stills
 from astra_env.writing import write_json
@@ -57,13 +57,14 @@ def fit_target(config: FitTargetConfig) -> dict[str, Any]:
 
     It tells, on held-out episodes, how many metres each point of the target is from where it is thought to be (mean of
     all moments), in what share of them it is found as nearly as `Target.near` says, the same where one still picture is
-    all that is seen, and how far always guessing the mean would be off.
+    all that is seen, and how far always guessing the mean would be off. Where a target may be out of sight, it tells
+    in what share of the moments the model is sure, and how far off it is in these.
     """
     began = time.perf_counter()
     world_model = WorldModel.from_pretrained(config.world_model)
     train, heldout = (read_examples(config, world_model, split) for split in ("train", "heldout"))
     models = [train_target_model(train, config, index) for index in range(config.num_heads)]
-    report = measure(models, heldout, train[1].mean(0), TARGETS[config.task].near)
+    report = measure(models, heldout, train[1].mean(0), TARGETS[config.task])
     report |= {"num_heads": config.num_heads, "seconds": round(time.perf_counter() - began, 1)}
     out = Path(config.out)
     for index, model in enumerate(models):
@@ -75,15 +76,20 @@ def fit_target(config: FitTargetConfig) -> dict[str, Any]:
 
 
 def measure(
-    models: Sequence[TargetModel], examples: tuple[Tensor, Tensor, Tensor], guess: Tensor, near: float
+    models: Sequence[TargetModel], examples: tuple[Tensor, Tensor, Tensor], guess: Tensor, target: Target
 ) -> dict[str, Any]:
     """How far models are off on examples, as `fit_target` tells it; guess (P, 2 or 3) is the mean of other ones."""
     latents, points, still = examples
     report: dict[str, Any] = {"num_latents": len(latents), "metres_guessing": _metres(guess, points).mean(0).tolist()}
     for name, part in (("recorded", ~still), ("still", still)):
-        errors = _metres(_told(models, latents[part], guess.shape[-1]), points[part])
+        told, doubts = _told(models, latents[part], guess.shape[-1])
+        errors = _metres(told, points[part])
         report[f"{name}_metres_error"] = errors.mean(0).tolist()
-        report[f"{name}_found"] = (errors < near).float().mean(0).tolist()
+        report[f"{name}_found"] = (errors < target.near).float().mean(0).tolist()
+        if target.hides:
+            sure = doubts < SURE
+            report[f"{name}_sure"] = sure.float().mean().item()
+            report[f"{name}_metres_error_where_sure"] = errors[sure].mean(0).tolist() if sure.any() else None
     return report
 
 
@@ -94,7 +100,8 @@ def train_target_model(examples: tuple[Tensor, Tensor, Tensor], config: FitTarge
     generator = torch.Generator().manual_seed(config.seed + index)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed + index)
-        model = TargetModel(latents.shape[1], latent_size=latents.shape[-1], num_outputs=offsets.shape[1])
+        sizes = {"latent_size": latents.shape[-1], "num_outputs": offsets.shape[1]}
+        model = TargetModel(latents.shape[1], **sizes, doubts=TARGETS[config.task].hides)
     model.centre.copy_(offsets.mean(0))
     model.scale.copy_(offsets.std(0).clamp(min=1e-4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
@@ -104,12 +111,21 @@ def train_target_model(examples: tuple[Tensor, Tensor, Tensor], config: FitTarge
         rows = torch.randint(len(latents), (config.batch_size,), generator=generator)
         noise = 0.3 * torch.rand(config.batch_size, 1, 1, 1, generator=generator)
         inputs = latents[rows] + noise * torch.randn(rows.shape + latents.shape[1:], generator=generator)
-        loss = F.smooth_l1_loss(model(inputs) / model.scale, offsets[rows] / model.scale, beta=0.1)
+        loss = _loss(model, inputs, offsets[rows])
         optimizer.zero_grad()
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
         schedule.step()
     return model.eval()
+
+
+def _loss(model: TargetModel, latents: Tensor, offsets: Tensor) -> Tensor:
+    """Of metres alone; or minus the logarithm of how likely they are, by what the model tells and doubts."""
+    metres, doubts = model.read(latents)
+    if not model.doubts:
+        return F.smooth_l1_loss(metres / model.scale, offsets / model.scale, beta=0.1)
+    return F.gaussian_nll_loss(metres, offsets, doubts.square()[:, None].expand_as(metres))
 
 
 def read_examples(config: FitTargetConfig, world_model: WorldModel, split: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,10 +158,10 @@ def _moments(array: np.ndarray, latents: Tensor, episodes: Episodes, name: str) 
 
 
 @torch.no_grad()
-def _told(models: Sequence[TargetModel], latents: Tensor, num_dims: int) -> Tensor:
-    """Points (N, P, num_dims)."""
-    said = torch.cat([torch.stack([model(part) for model in models]).mean(0) for part in latents.split(512)])
-    return said.unflatten(1, (-1, num_dims))
+def _told(models: Sequence[TargetModel], latents: Tensor, num_dims: int) -> tuple[Tensor, Tensor]:
+    """Points (N, P, num_dims) and how much they are in doubt (N,)."""
+    metres, doubts = zip(*(read_all(models, part) for part in latents.split(512)), strict=True)
+    return torch.cat(metres).unflatten(1, (-1, num_dims)), torch.cat(doubts)
 
 
 def _metres(places: Tensor, truth: Tensor) -> Tensor:
