@@ -10,7 +10,7 @@ SLACK = 0.05
 """Metres that the actions may lead an arm away from where pictures show it; more of it has met a resistance."""
 GOAL_DISTANCE, GOAL_ANGLE = 0.7, 0.4
 """The ball in the rooms is reached from so near (metres to its centre), looking at it as straight as this (radians)."""
-SURE = 0.4
+SURE = 0.8
 """Standard deviation, in metres, from which on a ball counts as not seen."""
 
 
