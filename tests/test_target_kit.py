@@ -280,7 +280,7 @@ def test_a_thing_is_seen_from_the_camera_by_models_that_are_sure(state, tmp_path
 def test_it_learns_what_latents_show_and_where_they_show_nothing(world, data):
     """Half of the latents show the thing, the others do not."""
     latents, seen = torch.randn(1024, 16, 4, 4, generator=seeded()), torch.arange(1024) % 2 == 0
-    points = torch.randn(1024, 3, generator=seeded(1))
+    points = 2 * torch.randn(1024, 3, generator=seeded(1))
     latents[seen, :3] = points[seen, :, None, None] + 0.1 * latents[seen, :3]
     latents[:, 3] = torch.where(seen, 2.0, -2.0)[:, None, None]
     examples = (latents[:800], points[:800, None], torch.zeros(800, dtype=torch.bool))
