@@ -57,7 +57,7 @@ RECIPES: dict[str, Recipe] = {
         hyperparameters={"gradient_steps": 16, "ent_coef": "auto_0.004"},
         limits=_limits(0.2, 0.05, 0.2, 0.02, 0.05, 0.2),  # a dream has neither floor nor ceiling
     ),
-    "Astra-SpatialVID-v0": Recipe("dqn", 0.95),
+    "Astra-SpatialVID-v0": Recipe("dqn", 0.95, hyperparameters={"gradient_steps": 16}),
     "Astra-MultiCam-v0": Recipe("sac", 0.9),
 }
 
