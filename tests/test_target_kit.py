@@ -348,6 +348,12 @@ def test_examples_tell_the_gripper_and_the_way_to_the_cube(world, data):
     np.testing.assert_allclose(points[18:27], expected, atol=1e-6)
 
 
+def test_recordings_that_do_not_tell_the_target_are_told(world, tmp_path):
+    write_dataset(tmp_path, num_train=1, num_heldout=1, kind="camera")
+    with pytest.raises(ValueError, match=r"has no goal, only frames.*; collect it again"):
+        fit_target(config(world, tmp_path, task="Astra-Sekai-v0"))
+
+
 def test_it_learns_what_latents_show(world, data):
     latents = torch.randn(512, 16, 4, 4, generator=seeded()) + torch.randn(512, 16, 1, 1, generator=seeded(1))
     offsets = 0.1 * latents[:, :3].mean((2, 3)) + 0.3

@@ -75,9 +75,14 @@ class RecordedDataset(ClipReader):
         path = self.paths[index]
         try:
             with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in names or file.files}
+                known = file.files
+                found = {name: file[name] for name in names or known if name in known}
         except (BadZipFile, ValueError, EOFError) as error:
             raise ValueError(f"{path} is not a whole episode ({error}); delete it and collect again.") from error
+        missing = sorted(set(names) - found.keys())
+        if missing:
+            raise ValueError(f"{path} has no {', '.join(missing)}, only {', '.join(known)}; collect it again.")
+        return found
 
     def __getitem__(self, index: int) -> Clip:
         """One episode, or a window of one, as a clip at the frame rate."""
