@@ -58,18 +58,14 @@ class RememberedPlace(RememberedTarget):
 
     slack = SLACK
 
-    def targets(self, state: WorldState) -> Tensor:
-        """Metres float64 (B, 3), as seen from where the episodes began."""
-        return state.poses[:, :3, 3] + self.told(state, 3)[0][:, 0]
-
     def seen(self, state: WorldState) -> Tensor:
         """Where pictures show end effectors, metres float64 (B, 3) from the robot's origin."""
         return self.told(state, 3)[0][:, 1]
 
     def begun(self, state: WorldState) -> list[RewardFunction]:
         """A `Place` each, with where the episode began for `seen`."""
-        led = state.poses[:, :3, 3]
-        rows = zip(self.targets(state), self.seen(state) - led, strict=True)
+        led, (points, _) = state.poses[:, :3, 3], self.told(state, 3)
+        rows = zip(led + points[:, 0], points[:, 1] - led, strict=True)
         return [Place(target, self.seen, origin, self.slack) for target, origin in rows]
 
 
