@@ -43,7 +43,12 @@ def _limits(*largest: float, gripper: float | None = None) -> tuple[tuple[float,
 
 
 RECIPES: dict[str, Recipe] = {
-    "Astra-RT1-v0": Recipe("sac", 0.95),
+    "Astra-RT1-v0": Recipe(
+        "sac",
+        0.9,
+        hyperparameters={"gradient_steps": 16},
+        limits=_limits(0.05, 0.05, 0.05, 0.0, 0.0, 0.0, gripper=1.0),  # fingers that turn hide the cube
+    ),
     "Astra-RT1-Reach-v0": Recipe(
         "sac",
         0.9,

@@ -96,6 +96,6 @@ def test_a_fit_is_written_and_says_how_good_it_is(world, data, tmp_path):
 
 def test_wrong_input_is_told(world, data):
     with pytest.raises(ValueError, match="expected one of"):
-        dataclasses.replace(config(world, data), task="Astra-RT1-v0")
+        dataclasses.replace(config(world, data), task="Astra-MultiCam-v0")
     with pytest.raises(ValueError, match="at least 1 of each"):
         config(world, data, num_heads=0)

@@ -55,8 +55,11 @@ ENVIRONMENTS: dict[str, EnvironmentSpec] = {
         modality="end_effector",
         domain="robot",
         description="a robot arm at a table, moved by 7-DoF end-effector actions",
-        rewards=f"{_LEARNED}up to 0.6 for being near the red cube and 0.2 for holding it; 1 when it is lifted.",
-        episode_end="Terminates when the red cube is lifted.",
+        rewards="0.6 (1 - tanh(8 d)) at d metres from the way that leads from above to the red cube, where a model "
+        "that was trained on recordings saw it at the beginning; half of it for a gripper that is not open. Where the "
+        "gripper has closed around that place, a head that was trained on recordings reads the reward off the newest "
+        "latent: up to 0.8 for holding the cube, 1 when the gripper has risen with it.",
+        episode_end="Terminates when the red cube is lifted: when the head says so and the gripper has risen with it.",
     ),
     "Astra-RT1-Reach-v0": EnvironmentSpec(
         modality="end_effector",

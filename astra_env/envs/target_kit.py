@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from astra_env.envs import SLACK, SURE
+from astra_env.envs.lifting import Lift
 from astra_env.envs.reward_kit import LearnedReward
 from astra_env.envs.rewards import Lane, Place, Reward, RewardFunction, Sight, joined
 from astra_env.models import WorldState
@@ -62,11 +63,27 @@ class RememberedPlace(RememberedTarget):
         """Where pictures show end effectors, metres float64 (B, 3) from the robot's origin."""
         return self.told(state, 3)[0][:, 1]
 
-    def begun(self, state: WorldState) -> list[RewardFunction]:
+    def places(self, state: WorldState) -> list[Place]:
         """A `Place` each, with where the episode began for `seen`."""
         led, (points, _) = state.poses[:, :3, 3], self.told(state, 3)
         rows = zip(led + points[:, 0], points[:, 1] - led, strict=True)
         return [Place(target, self.seen, origin, self.slack) for target, origin in rows]
+
+    def begun(self, state: WorldState) -> list[RewardFunction]:
+        """A `Place` each."""
+        return [*self.places(state)]
+
+
+class RememberedLift(RememberedPlace):
+    """Of end effectors: a task's own reward, at most what can be where the target was; see `Lift`."""
+
+    def __init__(self, models: Sequence[TargetModel], task: RewardFunction) -> None:
+        super().__init__(models)
+        self.task = task
+
+    def begun(self, state: WorldState) -> list[RewardFunction]:
+        """A `Lift` each."""
+        return [Lift(row.place, self.task, row.seen, row.origin, row.slack) for row in self.places(state)]
 
 
 class RememberedSight(RememberedTarget):
@@ -102,7 +119,7 @@ def load_target(
     models = [TargetModel.load(entry, device) for entry in head_folders(folder, FILE_NAME)]
     counts = [len(model.scale) for model in models]
     if set(counts) == {6}:
-        return RememberedPlace(models)
+        return RememberedPlace(models) if task is None else RememberedLift(models, task)
     if all(model.doubts for model in models):
         return RememberedSight(models)
     if task is None:

@@ -22,6 +22,12 @@ def bounds(actions: Tensor, modality: ActionModality, speeds: Tensor) -> Tensor:
     return (2 * actions - low - high) / (high - low).clamp(min=1e-6)
 
 
+def from_bounds(encoded: Tensor, modality: ActionModality) -> Tensor:
+    """Physical actions (..., A) of what `bounds` made of them (..., >= A)."""
+    low, high = (encoded.new_tensor(limit) for limit in (modality.low, modality.high))
+    return low + (encoded[..., : modality.action_dim] + 1) / 2 * (high - low)
+
+
 def matrix(actions: Tensor, modality: ActionModality, speeds: Tensor) -> Tensor:
     """Motions dx dy dz droll dpitch dyaw (..., n, >= 6) of a pose in its own axes -> (..., n, 12).
 

@@ -71,8 +71,10 @@ def _ball(told: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.einsum("tji,tj->ti", poses[:, :3, :3], told["goal"] - poses[:, :3, 3])[:, None]
 
 
+_CUBE = Target(("measured_poses", "objects"), REACHED, _cube_and_gripper)
 TARGETS: dict[str, Target] = {
-    "Astra-RT1-Reach-v0": Target(("measured_poses", "objects"), REACHED, _cube_and_gripper),
+    "Astra-RT1-v0": _CUBE,
+    "Astra-RT1-Reach-v0": _CUBE,
     "Astra-NuScenes-v0": Target(("route",), 0.5, lambda told: told["route"]),
     "Astra-Sekai-v0": Target(("measured_poses", "goal"), SURE, _ball, hides=True),
 }
