@@ -160,15 +160,15 @@ def test_a_reward_of_heads_is_learned_from(config, tmp_path):
         folder = tmp_path / "heads" / (f"head_{index}" if index else "")
         folder.mkdir()
         RewardModel(dim=8, latent_size=4).save(folder)
-    config = dataclasses.replace(config, reward=str(tmp_path / "heads"), pessimism=2.0)
-    env = make_worlds(completed(config))
+    config = completed(dataclasses.replace(config, reward=str(tmp_path / "heads"), pessimism=2.0))
+    env = make_worlds(config)
     env.reset()
     judge = env.get_attr("reward_function")[0]
     assert isinstance(judge, LearnedReward) and len(judge.heads) == 2 and judge.pessimism == 2
     rewards = env.step(np.zeros((2, 7), np.float32))[1]
     expected = judge(env.get_attr("state")[0])
     assert not expected.done.any()
-    np.testing.assert_allclose(rewards, (1 - 0.95) * expected.value, atol=1e-6)
+    np.testing.assert_allclose(rewards, (1 - config.gamma) * expected.value, atol=1e-6)
 
 
 def test_the_models_of_the_task_tell_the_reward_with_pessimism(config):
