@@ -240,17 +240,18 @@ class Rooms(gym.Env):
 def test_simulators_are_worlds_as_imagined_ones_are(config, monkeypatch, observation):
     monkeypatch.setattr(worlds, "make_simulator", lambda environment: Rooms())
     options = {"where": "simulator", "num_worlds": 6, "episode_steps": 3, "observation": observation}
-    env = make_worlds(completed(dataclasses.replace(config, **options)))
+    config = completed(dataclasses.replace(config, **options))
+    env, gamma = make_worlds(config), config.gamma
     assert env.observation_space.shape == ((16, 4, 4) if observation == "latent" else (32, 32, 3))
     env.seed(0)
     first = env.reset()
     action = np.zeros((6, 7), np.float32)
     _, rewards, dones, _ = env.step(action)
-    np.testing.assert_allclose(rewards, 0.05 * 0.25, atol=1e-7)
+    np.testing.assert_allclose(rewards, (1 - gamma) * 0.25, atol=1e-7)
     fresh, rewards, solved, infos = env.step(action)
     assert not dones.any() and solved.any() and not solved.all()
     # what is solved goes on to earn, and only those rows begin anew
-    np.testing.assert_allclose(rewards, 0.05 * 0.25 + 0.95 * solved, atol=1e-6)
+    np.testing.assert_allclose(rewards, (1 - gamma) * 0.25 + gamma * solved, atol=1e-6)
     assert [info["is_success"] for info in infos] == solved.tolist()
     assert ["terminal_observation" in info for info in infos] == solved.tolist()
     assert not any(info["TimeLimit.truncated"] for info in infos)
