@@ -62,8 +62,8 @@ SECTIONS: dict[str, Section] = {
     ),
     "policies": Section(
         "Policies",
-        "astra-bench policies --runs RUNS --ids Astra-RT1-Reach-v0 Astra-NuScenes-v0 Astra-Sekai-v0 "
-        "Astra-SpatialVID-v0 Astra-MultiCam-v0",
+        "astra-bench policies --runs RUNS --ids Astra-RT1-Reach-v0 Astra-RT1-v0 Astra-NuScenes-v0 "
+        "Astra-Sekai-v0 Astra-SpatialVID-v0 Astra-MultiCam-v0",
         "benchmarks.policies:render_policies",
     ),
     "learning": Section("Learning: steps a second", "astra-bench learning", "benchmarks.learning:render_learning"),
