@@ -43,7 +43,6 @@ class EnvironmentSpec:
     dwells: bool = False
 
 
-_LEARNED = "A head that was trained on recorded episodes reads it off the newest latent, in [0, 1]: "
 _REACH = (
     "1 - tanh(0.4 d) at d metres from where the actions have led the camera to the red ball, where a model that was "
     f"trained on recordings saw it at the beginning; 1 within {GOAL_DISTANCE} m of it and looking at it. If it "
@@ -76,9 +75,9 @@ ENVIRONMENTS: dict[str, EnvironmentSpec] = {
         modality="vehicle",
         domain="driving",
         description="a car on roads with traffic, seen from its driver's place",
-        rewards=f"{_LEARNED}the speed along the route as a share of 12 m/s; 1 on arrival, 0 off the road or touching "
-        "anything. It is divided by 1 + (d / 1.5)^2 at d metres from the middle of the lane, as far as that is seen at "
-        "the beginning.",
+        rewards="A head that was trained on recorded episodes reads it off the newest latent, in [0, 1]: the speed "
+        "along the route as a share of 12 m/s; 1 on arrival, 0 off the road or touching anything. It is divided by "
+        "1 + (d / 1.5)^2 at d metres from the middle of the lane, as far as that is seen at the beginning.",
         episode_end="Terminates on arrival, which is a success, and off the road or touching anything, which are not.",
     ),
     "Astra-Sekai-v0": EnvironmentSpec(
