@@ -63,9 +63,14 @@ def write_plots(folder: Path, out: Path) -> list[Path]:
     return written
 
 
-def _panels(count: int, width: float, height: float, **options: Any) -> tuple[Any, list[Any]]:
-    figure = new_figure(width * count, height)
-    return figure, list(np.atleast_1d(figure.subplots(1, count, **options)))
+def _panels(count: int, width: float, height: float, columns: int = 4, **options: Any) -> tuple[Any, list[Any]]:
+    """A figure with panels of a size in inches, so many a row."""
+    rows, columns = -(-count // columns), min(count, columns)
+    figure = new_figure(width * columns, height * rows)
+    panels = figure.subplots(rows, columns, squeeze=False, **options).flat
+    for axes in panels[count:]:
+        axes.remove()
+    return figure, list(panels[:count])
 
 
 def draw_horizon(results: Results) -> Any:
@@ -97,10 +102,8 @@ def _over_horizon(axes: Any, loop: Results, measure: str) -> None:
 
 def draw_following(results: Results) -> Any:
     """Radar of every action: shares of starts that go the right way and more than half of it; the rim is 100 %."""
-    rows = -(-len(results["domains"]) // 2)
-    figure = new_figure(7.5, 3.4 * rows + 0.3)
-    for place, (name, report) in enumerate(results["domains"].items(), 1):
-        axes = figure.add_subplot(rows, 2, place, projection="polar")
+    figure, panels = _panels(len(results["domains"]), 3.75, 3.55, columns=2, subplot_kw={"projection": "polar"})
+    for axes, (name, report) in zip(panels, results["domains"].items(), strict=True):
         entries = {key: entry for key, entry in report["following"].items() if entry["num_starts"]}
         angles = np.arange(len(entries) + 1) / max(1, len(entries)) * 2 * np.pi
         measures = (("right_way", "the right way"), ("half_way", "more than half the commanded way"))
@@ -212,35 +215,35 @@ def _successes(axes: Any, rows: Results, style: str, colour: str, label: str) ->
 
 
 def draw_policies(results: Results) -> Any:
-    """What policies reach in imagination against what they reach in the simulator."""
-    figure, panels = _panels(len(results["environments"]), 5.0, 4.0)
+    """What policies reach in imagination against what they reach in the simulator, a panel for each id."""
+    figure, panels = _panels(len(results["environments"]), 4.6, 3.7, columns=3)
+    sides, shown = ("imagination", "simulator"), dict[str, Any]()
     for axes, (name, told) in zip(panels, results["environments"].items(), strict=True):
         groups: dict[str, list[Any]] = {}
         for label, agent in told["agents"].items():
             kind = re.sub(r", \d+ steps$", ON_THE_WAY, label)
             if agent.get("imagination"):
                 groups.setdefault("cloned, partly random" if "at random" in label else kind, []).append(agent)
-        steps, sides = told["num_steps"], ("imagination", "simulator")
-        for index, (kind, members) in enumerate(groups.items()):
-            x, y = ([agent[side]["mean_kept_return"] / steps[side] for agent in members] for side in sides)
-            bars = [_reach(members, side) / steps[side] for side in reversed(sides)]
-            look: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "markersize": 5, "linewidth": 0.8}
-            style = "osD^vPX"[index % 7] + ("-" if kind.endswith(ON_THE_WAY) else "")
-            axes.errorbar(x, y, *bars, fmt=style, label=kind, zorder=4 - len(members) / 50, **look)
+        for kind, members in groups.items():
+            (x, x_bars), (y, y_bars) = (_returns(members, side, told["num_steps"][side]) for side in sides)
+            index = list(shown).index(kind) if kind in shown else len(shown)
+            style = {"color": COLOURS[index % len(COLOURS)], "marker": "osD^vPX*"[index % 8], "markersize": 5}
+            style |= {"linestyle": "-" if kind.endswith(ON_THE_WAY) else "", "linewidth": 0.8, "label": kind}
+            shown[kind] = axes.errorbar(x, y, y_bars, x_bars, zorder=4 - len(members) / 50, **style)
         ends = [min(*axes.get_xlim(), *axes.get_ylim()), max(*axes.get_xlim(), *axes.get_ylim())]
-        axes.plot(ends, ends, "--", color=GREY, linewidth=1, label="the same in both")
+        (alike,) = axes.plot(ends, ends, "--", color=GREY, linewidth=1, label="the same in both")
         rank = told.get("ranking")
         title = name + (f" (r = {rank['pearson']:.2f}, {rank['policies']} policies)" if rank else "")
         axes.set(title=title, xlabel="reward a step in imagination", ylabel="reward a step in the simulator")
-        axes.legend()
+    figure.legend(handles=[*shown.values(), alike], loc="outside lower center", ncols=4)
     return figure
 
 
-def _reach(agents: Sequence[Results], side: str) -> np.ndarray:
-    """How far the intervals reach below and above the returns: (2, N)."""
+def _returns(agents: Sequence[Results], side: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of a step, (N,), and how far their intervals reach below and above (2, N)."""
     means = np.array([agent[side]["mean_kept_return"] for agent in agents])
     ends = np.array([agent[side]["kept_return_interval"] for agent in agents]).T
-    return abs(ends - means)
+    return means / steps, abs(ends - means) / steps
 
 
 PLOTS: dict[str, Plot] = {
@@ -254,15 +257,13 @@ PLOTS: dict[str, Plot] = {
     "following": Plot(
         "domains",
         "Does it do what it is told?",
-        "Single actions are held from held-out starts; estimators that learned from real frames read the motion "
-        "off the imagined ones. The rim is 100 % of the starts.",
+        "Actions held from held-out starts; estimators of real motion read it. The rim is 100 % of the starts.",
         draw_following,
     ),
     "inertia": Plot(
         "inertia",
         "Visual inertia",
-        "The same moments of held-out episodes, told by ever longer recordings. A world with inertia gains quality "
-        "from memory and loses obedience; bands are 95 % intervals.",
+        "Held-out moments by length of memory: inertia gains quality and loses obedience. Bands: 95 % intervals.",
         draw_inertia,
     ),
     "first_light": Plot(
@@ -286,8 +287,7 @@ PLOTS: dict[str, Plot] = {
     "policies": Plot(
         "policies",
         "Imagination against the simulator",
-        "Policies that do well in imagination need not do well in the simulator: what lies below the dashed line was "
-        "promised too much.",
+        "In both worlds, with 95 % intervals: what lies below the dashed line, imagination promised too much.",
         draw_policies,
     ),
     "speed": Plot(

@@ -19,7 +19,7 @@ import gymnasium
 import numpy as np
 
 from astra_env.envs import ENVIRONMENTS
-from astra_env.envs.target_kit import RememberedPlace
+from astra_env.envs.target_kit import RememberedLift, RememberedPlace
 from astra_env.writing import write_json
 from benchmarks.runtime import machine
 from benchmarks.uncertainty import pearson, spearman
@@ -38,7 +38,7 @@ FINALS: dict[str, tuple[str, str]] = {
     "simulator": ("learned in the simulator", POLICY),
 }
 """Run of an id -> what its policy is called, and which of the run's policies that is."""
-IMAGINED_STEPS = {"Astra-RT1-Reach-v0": 12}
+IMAGINED_STEPS = {"Astra-RT1-Reach-v0": 12, "Astra-RT1-v0": 12}
 """Id -> steps of an imagined episode, if not as many as of a real one: a dreamt cube goes along with the gripper, a
 little with every step."""
 SHARES = (0.25, 0.5, 0.75)
@@ -174,6 +174,8 @@ class _Worlds:
         reward = imagined.get_wrapper_attr("reward_function")
         if isinstance(reward, RememberedPlace):
             reward.slack = 0.0  # in so long a dream, an arm is where pictures alone show it
+        if isinstance(reward, RememberedLift):
+            reward.shaped = False  # as the simulator's
         self._real = make_real(environment, imagined.get_wrapper_attr("world_model"))
         self._imagined = LastInfo(SameStarts(imagined, self._real))
 

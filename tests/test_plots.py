@@ -115,6 +115,16 @@ def test_policies_are_compared_by_the_step():
     assert line.get_xydata().tolist() == [[5.0 / 5, 3.0 / 10]]
 
 
+def test_a_kind_of_policies_looks_the_same_in_every_panel():
+    """Whatever kinds the ids have; and panels go on in a second row."""
+    (one,) = MADE_UP["policies"]["environments"].values()
+    others = {"MPC": {"simulator": RETURNED}, "cloned": BOTH, "random": BOTH}
+    figure = PLOTS["policies"].draw({"environments": {"a": one, "b": one | {"agents": others}, "c": one, "d": one}})
+    marks = [{bars.get_label(): bars[0].get_marker() for bars in axes.containers} for axes in figure.axes]
+    assert marks[1]["random"] == marks[0]["random"] and marks[1]["cloned"] not in marks[0].values()
+    assert [axes.get_subplotspec().rowspan.start for axes in figure.axes] == [0, 0, 0, 1]
+
+
 def test_every_plot_is_tried():
     assert PLOTS.keys() == SERIES.keys() and {plot.results for plot in PLOTS.values()} == MADE_UP.keys()
 

@@ -7,9 +7,12 @@ import json
 import gymnasium as gym
 import numpy as np
 import pytest
+from tiny import save_checkpoint
 
 from astra_env.actions import ACTION_MODALITIES
+from astra_env.envs.lifting import Lift
 from astra_env.geometry import make_pose
+from astra_env.models.target_model import TargetModel
 from benchmarks import policies as bench
 from benchmarks.policies import (
     FINALS,
@@ -206,6 +209,17 @@ def test_dreams_end_where_they_are_no_longer_trusted(checkpoint, tmp_path, stage
     assert told["num_steps"] == {"simulator": 50, "imagination": 2}
     agent = told["agents"]["random"]
     assert agent["imagination"]["lengths"] == [2, 2] and agent["simulator"]["lengths"] == [3, 3]
+
+
+def test_imagination_judges_a_lift_as_the_simulator_does(tmp_path, stage):
+    """What leads those who learn to the grasp is no part of what policies are compared by."""
+    folder = save_checkpoint(tmp_path, domains=["robot"]) / "domains" / "robot"
+    TargetModel(dim=8, latent_size=4, num_outputs=6).save(folder)
+    both = bench._Worlds(ID, str(tmp_path))
+    both._imagined.reset(seed=0)
+    reward = both._imagined.get_wrapper_attr("reward_function")
+    assert isinstance(reward, Lift) and not reward.shaped and reward.slack == 0
+    both.close()
 
 
 def test_the_setting_of_a_run_is_told(checkpoint, tmp_path, stage):

@@ -56,8 +56,8 @@ ENVIRONMENTS: dict[str, EnvironmentSpec] = {
         description="a robot arm at a table, moved by 7-DoF end-effector actions",
         rewards="0.6 (1 - tanh(8 d)) at d metres from the way that leads from above to the red cube, where a model "
         "that was trained on recordings saw it at the beginning; half of it for a gripper that is not open. Where the "
-        "gripper has closed around that place, a head that was trained on recordings reads the reward off the newest "
-        "latent: up to 0.8 for holding the cube, 1 when the gripper has risen with it.",
+        "gripper has closed around the cube, there or pushed a little, a head that was trained on recordings reads the "
+        "reward off the newest latent: up to 0.8 for holding the cube, 1 when the gripper has risen with it.",
         episode_end="Terminates when the red cube is lifted: when the head says so and the gripper has risen with it.",
     ),
     "Astra-RT1-Reach-v0": EnvironmentSpec(

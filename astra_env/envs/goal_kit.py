@@ -9,7 +9,7 @@ from torch import Tensor
 from astra_env import geometry
 from astra_env.actions import ACTION_MODALITIES
 from astra_env.envs.reward_kit import newest_pixels
-from astra_env.envs.rewards import Reward
+from astra_env.envs.rewards import Reward, length
 from astra_env.kinematics import RigidMotion
 from astra_env.models import WorldModel, WorldState
 from astra_env.models.goal_model import AnyGoalModel
@@ -67,9 +67,8 @@ class LearnedGoal:
 
     def distances(self, state: WorldState) -> tuple[Tensor, Tensor]:
         """Metres and radians (B,) from worlds to the goal."""
-        # a little is added under the root, so that gradients are finite at the goal
         motions = self._motions(state, None).unflatten(1, (2, 3))
-        distance, angle = motions.square().sum(-1).add(1e-12).sqrt().unbind(1)
+        distance, angle = length(motions).unbind(1)
         return distance, angle
 
     def _motions(self, state: WorldState, picture: np.ndarray | None) -> Tensor:

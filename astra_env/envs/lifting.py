@@ -6,93 +6,125 @@ cube on the table. Where the cube was before the dream began, and what the gripp
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from astra_env.actions import ACTION_MODALITIES
 from astra_env.envs import SLACK
-from astra_env.envs.rewards import Place, Reward, RewardFunction
+from astra_env.envs.rewards import Place, Reward, RewardFunction, length
 from astra_env.models import WorldState
 from astra_env.models.action_encoding import from_bounds
 
 ABOVE = 0.06
 """Metres over a thing at which a gripper comes to it without pushing it away."""
-AROUND = 0.03
-"""Metres from its middle within which closing the gripper may grasp it."""
+AROUND = 0.02
+"""Metres from its middle within which closing the gripper grasps it."""
+PUSHED = 0.02
+"""Metres by which it may have been pushed aside; dreamt things go along with what only passes them."""
 RISEN = 0.04
 """Metres above where it was grasped from which on it may be lifted."""
-OPEN, CLOSED = 0.2, 0.5
-"""What a gripper is told that lets a thing between its fingers, at most, and that holds it, at least."""
+CLOSED = 0.5
+"""What a gripper is told, at least, that holds a thing; less lets it between the fingers."""
+OPEN = 0.2
+"""What it is told, at most, on a way that leads to a thing."""
+
+Points = Callable[[WorldState], Tensor]
+"""What pictures show of worlds (B, 2, 3), in metres: from the gripper to the thing, and where the gripper is."""
 
 
 class Lift(Place):
-    """A task's reward for lifting what is at a place, where a gripper can have grasped it.
+    """A task's reward for lifting what lies at a place, where a gripper can have grasped it.
 
-    It is grasped where the gripper came open to within ``AROUND`` and was closed in all steps since, or was closed in
-    all steps there have been; the worlds' slots remember as many as they have. Then the reward is the task's, up to
-    0.8, and all of it ``RISEN`` above; only there the task is solved, if pictures show it so, which ends the episode.
-    Until then it is 0.6 (1 - tanh(8 d)) at d metres from the way to the place, which leads there from ``ABOVE``, and
-    half as much for a gripper that is not open.
+    It is grasped where the gripper is closed, and the thing was ``AROUND`` it, on average of the moments before and
+    after it closed, or at the beginning, if it was closed then: at the place, or aside of it where pictures showed it
+    pushed, by ``PUSHED`` at most. Then the reward is the task's, up to 0.8, and all of it ``RISEN`` above; only there
+    the task is solved, if pictures show it so, which ends the episode. Until then it is 0.6 (1 - tanh(8 d)) at d metres
+    from the place. Shaped, for who is to learn it, d is from the way to the place, which leads there from ``ABOVE``,
+    and a gripper that is not open gets half as much.
 
     Args:
-        place: as `Place` has it, with ``seen``, ``origin`` and ``slack``.
+        place: as `Place` has it, with ``origin`` and ``slack``.
+        points: what pictures show.
         task: the reward by pictures.
+        shaped: whether it leads to the grasp; the task itself knows no way.
     """
 
     def __init__(
         self,
         place: Tensor,
+        points: Points,
         task: RewardFunction,
-        seen: Callable[[WorldState], Tensor] | None = None,
         origin: Tensor | None = None,
         slack: float = SLACK,
+        shaped: bool = True,
     ) -> None:
-        super().__init__(place, seen, origin, slack)
-        self.task = task
+        super().__init__(place, None, origin, slack)
+        self.points, self.task, self.shaped = points, task, shaped
 
     @classmethod
     def stacked(cls, rows: Sequence[Lift]) -> Lift | None:  # type: ignore[override]
         """See `Stacking`."""
-        places = Place.stacked(rows)
-        if places is None or any(row.task is not rows[0].task for row in rows):
+        first, places = rows[0], Place.stacked(rows)
+        alike = all((row.points, row.shaped) == (first.points, first.shaped) and row.task is first.task for row in rows)
+        if places is None or not alike:
             return None
-        return cls(places.place, rows[0].task, places.seen, places.origin, places.slack)
+        return cls(places.place, first.points, first.task, places.origin, places.slack, first.shaped)
 
     def __call__(self, state: WorldState) -> Reward:
         """Reward in [0, 1]."""
-        judged, here = self.task(state), self.here(state)
-        moves, gripper = _commands(state, here)
-        way = here[:, None] - (moves.flip(1).cumsum(1).flip(1) - moves)  # (B, S, 3): where each slot was
-        offsets = way - self.place[..., None, :]
-        distances = offsets.square().sum(-1).add(1e-12).sqrt()
-        grasped = _closing(gripper, state.num_steps) & (distances < AROUND)
-        held, lifted = grasped.any(1), (grasped & (here[:, None, 2] - way[..., 2] >= RISEN)).any(1)
-        near = 0.6 * (1 - (8 * _from_above(offsets[:, -1])).tanh())
-        near = near.where(gripper[:, -1] < OPEN, near / 2)
+        judged, (moves, gripper) = self.task(state), _commands(state)
+        steps = _closed_for(gripper, state.num_steps)
+        closing = ((steps > 0) & (steps < state.num_steps)).long()
+        moments = [state, *(_rewound(state, moves, age) for age in (steps, steps - closing))]
+        (here, _), (before, off_before), (after, off_after) = (self._shown(moment) for moment in moments)
+        held = (steps > 0) & ((off_before + off_after) / 2 < AROUND)
+        lifted = held & (here[:, 2] - before[:, 2].minimum(after[:, 2]) >= RISEN)
+        offset = here - self.place
+        near = 0.6 * (1 - (8 * (_from_above(offset) if self.shaped else length(offset))).tanh())
+        if self.shaped:
+            near = near.where(gripper[:, -1] < OPEN, near / 2)
         value = near.maximum(judged.value.clamp(max=0.8)).where(held, near).where(~lifted, judged.value.to(near))
         solved = lifted & (judged.done if judged.success is None else judged.success)
-        terms = {**judged.terms, "target_distance": distances[:, -1], "held": held.to(near)}
+        terms = {**judged.terms, "target_distance": length(offset), "held": held.to(near)}
         return Reward(value.float(), solved, terms, solved)
 
+    def _shown(self, state: WorldState) -> tuple[Tensor, Tensor]:
+        """Where the gripper is, metres (B, 3), and how far (B,) from the thing."""
+        offset, gripper = self.points(state).unbind(1)
+        here = self.near(state.poses[:, :3, 3], gripper)
+        pushed = (here + offset - self.place)[:, :2]
+        pushed = pushed * (PUSHED / length(pushed)).clamp(max=1)[:, None]
+        return here, length(self.place + F.pad(pushed, (0, 1)) - here)
 
-def _commands(state: WorldState, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the action that led to each slot, metres (B, S, 3) and what the gripper was told (B, S)."""
-    actions = from_bounds(state.actions, ACTION_MODALITIES["end_effector"]).to(like)
+
+def _commands(state: WorldState) -> tuple[Tensor, Tensor]:
+    """Of the action that led to each slot, metres float64 (B, S, 3) and what the gripper was told (B, S)."""
+    actions = from_bounds(state.actions, ACTION_MODALITIES["end_effector"]).to(state.poses)
     return actions[..., :3], actions[..., -1]
 
 
-def _closing(gripper: Tensor, num_steps: Tensor) -> Tensor:
-    """Whether a slot is the last before a gripper was closed for good, or the first of its episode: bool (B, S)."""
-    age = torch.arange(gripper.shape[1] - 1, -1, -1, device=gripper.device)  # steps since
-    closed = (gripper > CLOSED).flip(1).long().cumprod(1).flip(1).roll(-1, 1) > 0  # in all of them
-    came_open = (gripper < OPEN) & (age < num_steps[:, None])
-    return closed & (age > 0) & (came_open | (age == num_steps[:, None]))
+def _closed_for(gripper: Tensor, num_steps: Tensor) -> Tensor:
+    """Steps (B,) of this episode since which a gripper has been closed, as far as slots (B, S) remember."""
+    closed = (gripper > CLOSED).flip(1).long().cumprod(1).sum(1)
+    return closed.minimum(num_steps).clamp(max=gripper.shape[1] - 1)
+
+
+def _rewound(state: WorldState, moves: Tensor, age: Tensor) -> WorldState:
+    """Worlds so many steps (B,) ago, as far as pictures and places tell."""
+    slots, rows = moves.shape[1], torch.arange(len(state), device=moves.device)
+    since = torch.arange(slots, device=moves.device) >= slots - age[:, None]
+    poses = state.poses.clone()
+    poses[:, :3, 3] -= (moves * since[..., None]).sum(1)
+    newest = state.latents[rows, :, slots - 1 - age]
+    return dataclasses.replace(state, latents=newest[:, :, None], poses=poses)
 
 
 def _from_above(offsets: Tensor) -> Tensor:
     """Metres (B,) to the way to a place, of what is at offsets (B, 3) from it."""
-    aside = offsets[:, :2].square().sum(-1).add(1e-12).sqrt()
+    aside = length(offsets[:, :2])
     height = ABOVE * ((aside - 0.01) / 0.02).clamp(0, 1)
-    return (aside.square() + (offsets[:, 2] - height).square()).add(1e-12).sqrt()
+    return length(torch.stack([aside, offsets[:, 2] - height], dim=-1))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from astra_env.envs.rewards import LIKELY, ON_PATH, Reward, RewardFunction, pose_error
+from astra_env.envs.rewards import LIKELY, ON_PATH, Reward, RewardFunction, length, pose_error
 from astra_env.models import WorldModel, WorldState
 from astra_env.models.heads import head_folders
 from astra_env.models.reward_model import FILE_NAME, RewardModel
@@ -194,7 +194,7 @@ class LaneKeeping:
         offsets = here - places[:-1] - inside[..., None] * tangents
         nearest = offsets.square().sum(-1).argmin(1)
         rows = torch.arange(len(nearest), device=nearest.device)
-        distance = offsets[rows, nearest].square().sum(-1).add(1e-12).sqrt()
+        distance = length(offsets[rows, nearest])
         progress = (lengths.cumsum(0) - lengths)[nearest] + inside[rows, nearest]
         forward = (state.poses[:, :2, 0] * tangents[nearest]).sum(-1)  # cos of the angle across the lane
         off = distance > self.half_width

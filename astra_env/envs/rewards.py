@@ -101,9 +101,12 @@ def pose_error(poses: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     place = poses[:, :3, 3] - wanted[..., :3, 3]
     turn = wanted[..., :3, :3].transpose(-2, -1) @ poses[:, :3, :3]
     sines = torch.stack([turn[:, i, j] - turn[:, j, i] for i, j in ((2, 1), (0, 2), (1, 0))], dim=-1)
-    # a little is added under each root, so that gradients are finite where nothing is wrong
-    distance, sine = (square.sum(-1).add(1e-12).sqrt() for square in (place.square(), (sines / 2).square()))
-    return distance, torch.atan2(sine, (turn.diagonal(dim1=1, dim2=2).sum(-1) - 1) / 2)
+    return length(place), torch.atan2(length(sines / 2), (turn.diagonal(dim1=1, dim2=2).sum(-1) - 1) / 2)
+
+
+def length(offsets: Tensor) -> Tensor:
+    """Of offsets (..., D), in their unit: (...). Gradients are finite at 0 too, as a little is added under the root."""
+    return offsets.square().sum(-1).add(1e-12).sqrt()
 
 
 class GoalReward:
@@ -159,17 +162,17 @@ class Place:
 
     def here(self, state: WorldState) -> Tensor:
         """Metres (B, 3) as the episode's start sees them."""
-        led = state.poses[:, :3, 3]
-        if self.seen is None:
-            return led
-        shown = self.seen(state) - self.origin
+        return state.poses[:, :3, 3] if self.seen is None else self.near(state.poses[:, :3, 3], self.seen(state))
+
+    def near(self, led: Tensor, seen: Tensor) -> Tensor:
+        """Where the actions have led to, (B, 3), or as near to it as can be to where pictures show (B, 3)."""
+        shown = seen - self.origin
         gap = led - shown
-        far = gap.square().sum(-1, keepdim=True).add(1e-12).sqrt()
-        return shown + gap * (self.slack / far).clamp(max=1)
+        return shown + gap * (self.slack / length(gap)).clamp(max=1)[..., None]
 
     def __call__(self, state: WorldState) -> Reward:
         """Reward 1 - tanh(8 d) at d metres from the place."""
-        distance = (self.here(state) - self.place).square().sum(-1).add(1e-12).sqrt()
+        distance = length(self.here(state) - self.place)
         there = distance < REACHED
         return Reward((1 - (8 * distance).tanh()).float(), distance < 0, {"target_distance": distance}, there)
 
@@ -193,7 +196,7 @@ class Sight:
     def __call__(self, state: WorldState) -> Reward:
         """Reward 1 - tanh(0.4 d) at d metres, 1 where it is reached; up to ``ELSEWHERE`` where nothing was seen."""
         looks, way = state.poses[:, :3, 2], self.place - state.poses[:, :3, 3]
-        distance = way.square().sum(-1).add(1e-12).sqrt()
+        distance = length(way)
         straight = (way * looks).sum(-1) > distance * math.cos(GOAL_ANGLE)
         reached = self.seen & straight & (distance < GOAL_DISTANCE)
         near = (1 - (0.4 * distance).tanh()).where(~reached, 1.0)
@@ -205,8 +208,7 @@ class Sight:
         motion = torch.linalg.inv(self.start) @ poses
         right, ahead = motion[:, 0], motion[:, 2]
         moved, looks = (torch.stack([right[:, i], ahead[:, i]], dim=-1) for i in (3, 2))
-        far, level = (part.square().sum(-1).add(1e-12).sqrt() for part in (moved, looks))
-        return (level - looks[:, 1] + far.tanh()) / 3
+        return (length(looks) - looks[:, 1] + length(moved).tanh()) / 3
 
 
 class Lane:
@@ -235,7 +237,7 @@ class Lane:
         along = points.diff(dim=1)  # (B, R, 2)
         share = ((here - points[:, :-1]) * along).sum(-1) / along.square().sum(-1).clamp(min=1e-6)  # (B, R) of a piece
         aside = here - points[:, :-1] - share.clamp(0, 1)[..., None] * along
-        distance, piece = aside.square().sum(-1).add(1e-12).sqrt().min(1)
+        distance, piece = length(aside).min(1)
         unknown = (piece == share.shape[1] - 1) & (share[:, -1] >= 1)
         worth = (1 / (1 + (distance / LANE).square())).where(~unknown, 1.0)
         terms = {**reward.terms, "lane_distance": distance}

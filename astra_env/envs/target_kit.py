@@ -75,15 +75,26 @@ class RememberedPlace(RememberedTarget):
 
 
 class RememberedLift(RememberedPlace):
-    """Of end effectors: a task's own reward, at most what can be where the target was; see `Lift`."""
+    """Of end effectors: a task's own reward, at most what can be where the target was; see `Lift`.
+
+    Attributes:
+        shaped: whether the rewards of episodes that are to begin lead to the grasp.
+    """
+
+    shaped = True
 
     def __init__(self, models: Sequence[TargetModel], task: RewardFunction) -> None:
         super().__init__(models)
         self.task = task
 
+    def points(self, state: WorldState) -> Tensor:
+        """Metres (B, 2, 3) from end effectors to their targets, and as `seen`."""
+        return self.told(state, 3)[0]
+
     def begun(self, state: WorldState) -> list[RewardFunction]:
         """A `Lift` each."""
-        return [Lift(row.place, self.task, row.seen, row.origin, row.slack) for row in self.places(state)]
+        rows = self.places(state)
+        return [Lift(row.place, self.points, self.task, row.origin, row.slack, self.shaped) for row in rows]
 
 
 class RememberedSight(RememberedTarget):
