@@ -79,11 +79,11 @@ class Lift(Place):
         judged, (moves, gripper) = self.task(state), _commands(state)
         steps = _closed_for(gripper, state.num_steps)
         closing = ((steps > 0) & (steps < state.num_steps)).long()
-        moments = [state, *(_rewound(state, moves, age) for age in (steps, steps - closing))]
-        (here, _), (before, off_before), (after, off_after) = (self._shown(moment) for moment in moments)
-        held = (steps > 0) & ((off_before + off_after) / 2 < AROUND)
-        lifted = held & (here[:, 2] - before[:, 2].minimum(after[:, 2]) >= RISEN)
-        offset = here - self.place
+        ages = torch.stack([steps, steps - closing, 0 * steps])  # of the moments before and after it closed, and now
+        there, distance = self._shown(state, moves, ages)
+        held = (steps > 0) & (distance[:2].mean(0) < AROUND)
+        lifted = held & (there[2, :, 2] - there[:2, :, 2].amin(0) >= RISEN)
+        offset = there[2] - self.place
         near = 0.6 * (1 - (8 * (_from_above(offset) if self.shaped else length(offset))).tanh())
         if self.shaped:
             near = near.where(gripper[:, -1] < OPEN, near / 2)
@@ -92,13 +92,17 @@ class Lift(Place):
         terms = {**judged.terms, "target_distance": length(offset), "held": held.to(near)}
         return Reward(value.float(), solved, terms, solved)
 
-    def _shown(self, state: WorldState) -> tuple[Tensor, Tensor]:
-        """Where the gripper is, metres (B, 3), and how far (B,) from the thing."""
-        offset, gripper = self.points(state).unbind(1)
-        here = self.near(state.poses[:, :3, 3], gripper)
-        pushed = (here + offset - self.place)[:, :2]
-        pushed = pushed * (PUSHED / length(pushed)).clamp(max=1)[:, None]
-        return here, length(self.place + F.pad(pushed, (0, 1)) - here)
+    def _shown(self, state: WorldState, moves: Tensor, ages: Tensor) -> tuple[Tensor, Tensor]:
+        """Where grippers were so many steps (K, B) ago, metres (K, B, 3), and how far (K, B) from the things."""
+        slots = moves.shape[1]
+        # many of them are the same moment, and pictures are read once
+        moments, index = (torch.arange(len(state), device=ages.device) * slots + ages).unique(return_inverse=True)
+        moment = _rewound(state, moves, moments // slots, moments % slots)
+        offset, gripper = self.points(moment)[index].unbind(2)
+        there = self.near(moment.poses[index][..., :3, 3], gripper)
+        pushed = (there + offset - self.place)[..., :2]
+        pushed = pushed * (PUSHED / length(pushed)).clamp(max=1)[..., None]
+        return there, length(self.place + F.pad(pushed, (0, 1)) - there)
 
 
 def _commands(state: WorldState) -> tuple[Tensor, Tensor]:
@@ -113,13 +117,13 @@ def _closed_for(gripper: Tensor, num_steps: Tensor) -> Tensor:
     return closed.minimum(num_steps).clamp(max=gripper.shape[1] - 1)
 
 
-def _rewound(state: WorldState, moves: Tensor, age: Tensor) -> WorldState:
-    """Worlds so many steps (B,) ago, as far as pictures and places tell."""
-    slots, rows = moves.shape[1], torch.arange(len(state), device=moves.device)
-    since = torch.arange(slots, device=moves.device) >= slots - age[:, None]
-    poses = state.poses.clone()
-    poses[:, :3, 3] -= (moves * since[..., None]).sum(1)
-    newest = state.latents[rows, :, slots - 1 - age]
+def _rewound(state: WorldState, moves: Tensor, rows: Tensor, ages: Tensor) -> WorldState:
+    """Some rows (M,) of worlds as they were so many steps (M,) ago, as far as pictures and places tell."""
+    slots = moves.shape[1]
+    since = torch.arange(slots, device=moves.device) >= slots - ages[:, None]
+    poses = state.poses[rows]
+    poses[:, :3, 3] -= (moves[rows] * since[..., None]).sum(1)
+    newest = state.latents[rows, :, slots - 1 - ages]
     return dataclasses.replace(state, latents=newest[:, :, None], poses=poses)
 
 
